@@ -1,0 +1,201 @@
+"""What is a channel, whatever carries it?
+
+A channel is one directed edge between neighbours: frames go in at the sender's end and come out at
+the receiver's end, in order, each exactly once. A frame has a fixed size: header and payload share
+one buffer. W frames (the credits) may be on their way; then the sender waits, so a slow consumer
+stops its producer and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from threading import Condition
+
+import torch
+from torch import Tensor
+
+from mach.errors import ChannelError, ChannelTimeoutError
+from mach.shapes import TensorSpec, spec_of
+
+
+class Kind(IntEnum):
+    """What a frame carries."""
+
+    TRAIN = 0
+    """An activation or a gradient of a training microbatch."""
+    EVALUATE = 1
+    """An activation of a test batch."""
+    END = 2
+    """Nothing more will come: the sender has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a frame says of its payload."""
+
+    kind: Kind
+    microbatch: int
+    """Number of the microbatch, or of the test batch."""
+    version: int = 0
+    """Optimizer steps the sender had taken when it made the payload."""
+    origin: int = 0
+    """Evaluation: the component where this test batch entered the chain."""
+
+    def same_work(self, other: Header) -> bool:
+        """Whether both speak of the same microbatch, whatever the version."""
+        mine = (self.kind, self.microbatch, self.origin)
+        return mine == (other.kind, other.microbatch, other.origin)
+
+    def __str__(self) -> str:
+        noun = "microbatch" if self.kind is Kind.TRAIN else "test batch"
+        return f"{noun} {self.microbatch}"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A directed edge between components `source` and `target`, and what it carries."""
+
+    source: int
+    target: int
+    payload: TensorSpec
+    """Whole payload, batch dimension included."""
+    credits: int
+    """W: frames that may be under way."""
+
+    @property
+    def name(self) -> str:
+        """`activations 1->2` or `gradients 2->1`, as errors and store keys have it."""
+        what = "activations" if self.source < self.target else "gradients"
+        return f"{what} {self.source}->{self.target}"
+
+
+class Sender(ABC):
+    """The end of an edge where frames go in."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.bytes_sent = 0
+        self.wait_s = 0.0
+        """Time `send` spent without a credit."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `send` would return without waiting."""
+
+    @abstractmethod
+    def send(self, header: Header, payload: Tensor) -> None:
+        """Copy a payload in and return; the payload may be overwritten at once.
+
+        Raises:
+            ChannelTimeoutError: no credit came back before the deadline.
+            PeerLostError: the neighbour is gone.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Tell the receiver that nothing more will come and wait until it has everything."""
+
+    def check(self, header: Header, payload: Tensor) -> None:
+        """Refuse a payload of another shape: a longer frame would end the peer's process."""
+        expected = self.edge.payload
+        if tuple(payload.shape) != expected.shape:
+            raise ChannelError(
+                f"{self.edge.name} at {header}: expected {expected}, got {spec_of(payload)}. "
+                "Both ends must be built from the same config."
+            )
+
+
+class Receiver(ABC):
+    """The end of an edge where frames come out."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.bytes_received = 0
+        self.wait_s = 0.0
+        """Time `receive` spent before its frame was there."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `receive` would return without waiting."""
+
+    @abstractmethod
+    def receive(self, expected: Header) -> Tensor:
+        """The next payload, a tensor of the caller's own on the component's device.
+
+        Args:
+            expected: what the schedule says must come next; its version is not compared.
+
+        Raises:
+            ChannelError: another microbatch came.
+            ChannelTimeoutError: nothing came before the deadline.
+            PeerLostError: the neighbour is gone.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for the sender's end of stream and let go of the edge."""
+
+    def check(self, expected: Header, header: Header) -> None:
+        """Refuse a frame out of turn."""
+        if header.kind is Kind.END:
+            raise ChannelError(
+                f"{self.edge.name}: expected {expected}, got the end of the stream. "
+                f"Component {self.edge.source} ran fewer steps than component {self.edge.target}."
+            )
+        if not header.same_work(expected):
+            raise ChannelError(f"{self.edge.name}: expected {expected}, got {header}")
+
+
+def wait_until(
+    condition: Condition,
+    predicate: Callable[[], bool],
+    timeout_s: float,
+    describe: Callable[[], str],
+) -> float:
+    """Wait on a held condition with a deadline. Returns the seconds waited.
+
+    Raises:
+        ChannelTimeoutError: with `describe()` and the seconds, when the deadline passes.
+    """
+    if predicate():
+        return 0.0
+    started = time.perf_counter()
+    if not condition.wait_for(predicate, timeout_s):
+        raise ChannelTimeoutError(f"{describe()}; waited {timeout_s:g} s")
+    return time.perf_counter() - started
+
+
+# --- frames ------------------------------------------------------------------------------------
+
+HEADER_BYTES = 64
+_MAGIC = 0x6D616368  # "mach"
+
+
+class Slot:
+    """One frame's buffer: 64 bytes of header, then the payload, in host memory."""
+
+    def __init__(self, payload: TensorSpec, pinned: bool = False) -> None:
+        size = HEADER_BYTES + payload.nbytes
+        self.buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
+        self._fields = self.buffer[:HEADER_BYTES].view(torch.int64).numpy()
+        self.payload = self.buffer[HEADER_BYTES:].view(payload.dtype).view(payload.shape)
+
+    @property
+    def header(self) -> Header:
+        magic, kind, microbatch, version, origin = self._fields[:5].tolist()
+        if magic != _MAGIC:
+            raise ChannelError(f"a frame began with {magic:#x} instead of {_MAGIC:#x}")
+        return Header(Kind(kind), microbatch, version, origin)
+
+    @header.setter
+    def header(self, h: Header) -> None:
+        self._fields[:5] = (_MAGIC, h.kind, h.microbatch, h.version, h.origin)
+
+
+def frame_bytes(payload: TensorSpec) -> int:
+    """Bytes of one frame on the wire."""
+    return HEADER_BYTES + payload.nbytes

@@ -1,0 +1,50 @@
+"""Do both ends of an edge mean the same thing?
+
+Before an edge is built, each end puts a hello into the run's store and reads the other's. Anything
+that differs is refused here, with an error that names both sides: a frame of another size would
+end the receiving process without one.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from mach.channels.base import Edge
+from mach.errors import ChannelError, ChannelTimeoutError
+
+
+def exchange_hello(
+    store: dist.Store, edge: Edge, *, sending: bool, identity: dict[str, str], timeout_s: float
+) -> None:
+    """Agree on an edge with the other end.
+
+    Args:
+        store: a client of the run's store, already on the prefix of this edge.
+        edge: what this end believes the edge to be.
+        sending: whether this end is the source.
+        identity: what must be the same on both sides beyond the edge (run id, config hash).
+        timeout_s: longest wait for the other end.
+
+    Raises:
+        ChannelTimeoutError: the other end did not come.
+        ChannelError: both came and differ.
+    """
+    mine = {"payload": str(edge.payload), "credits": str(edge.credits), **identity}
+    me, other = (edge.source, edge.target) if sending else (edge.target, edge.source)
+    store.set(f"hello/{me}", json.dumps(mine))
+    try:
+        store.wait([f"hello/{other}"], timedelta(seconds=timeout_s))
+    except dist.DistStoreError as error:
+        raise ChannelTimeoutError(
+            f"{edge.name}: component {other} did not come up; waited {timeout_s:g} s"
+        ) from error
+    theirs = json.loads(store.get(f"hello/{other}"))
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise ChannelError(
+                f"{edge.name}: component {me} has {key} {value}, component {other} has "
+                f"{theirs.get(key)}. Start both from the same config."
+            )

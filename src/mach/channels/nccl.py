@@ -1,0 +1,331 @@
+"""A channel between two GPUs, by NCCL point-to-point sends.
+
+A pending NCCL send or receive is a kernel that spins on the GPU until its peer arrives, and NCCL
+operations of one device must not be issued from several threads. So here
+
+- every edge has a control channel beside it, a gloo channel whose frames are headers alone. Its
+  credits are the edge's credits, its end of stream and its errors the edge's. A header that was
+  taken in means "my payload is ready and you have room": only then are send and receive issued,
+  at almost the same moment, so no kernel spins for long and no watchdog sees an old operation;
+- one thread per process, the `NcclQueue`, issues every NCCL operation and polls for its end;
+- each edge is a two-rank communicator with a stream of its own, warmed up when it is built.
+
+    # source                                    target
+    # copy payload into a slot, event e
+    # header -- control channel (gloo) -------> header taken in: a slot is free
+    # stream waits e; ncclSend(slot)            stream waits for the slot's last reader; ncclRecv
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Condition, Thread
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mach.channels.base import Edge, Header, Kind, Receiver, Sender, frame_bytes, wait_until
+from mach.channels.gloo import GlooReceiver, GlooSender, Pair
+from mach.errors import ChannelError, PeerLostError
+from mach.shapes import TensorSpec
+
+_HEADER_ONLY = TensorSpec((0,))
+_POLL_S = 100e-6
+_SOURCE, _TARGET = 0, 1
+
+
+@dataclass
+class _Operation:
+    """One send or receive, from the request to its end."""
+
+    issue: Callable[[], dist.Work]
+    done: Callable[[BaseException | None], None]
+    work: dist.Work | None = None
+
+
+class NcclQueue:
+    """The one thread that issues NCCL operations in this process and sees them end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._requests: SimpleQueue[_Operation] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="nccl", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, issue: Callable[[], dist.Work], done: Callable[[BaseException | None], None]
+    ) -> None:
+        """Call `issue` on the NCCL thread, and `done` when what it started has ended or failed."""
+        self._requests.put(_Operation(issue, done))
+
+    def _run(self) -> None:
+        torch.cuda.set_device(self.device)
+        running: list[_Operation] = []
+        while True:
+            try:
+                request = self._requests.get(timeout=_POLL_S) if running else self._requests.get()
+                self._issue(request, running)
+            except Empty:
+                pass
+            running = [operation for operation in running if not self._ended(operation)]
+
+    @staticmethod
+    def _issue(operation: _Operation, running: list[_Operation]) -> None:
+        try:
+            operation.work = operation.issue()
+            running.append(operation)
+        except RuntimeError as error:
+            operation.done(error)
+
+    @staticmethod
+    def _ended(operation: _Operation) -> bool:
+        assert operation.work is not None
+        try:
+            if not operation.work.is_completed():
+                return False
+            operation.done(None)
+        except RuntimeError as error:
+            operation.done(error)
+        return True
+
+
+class _Pair:
+    """The two-rank communicator of an edge and the stream its operations run on."""
+
+    def __init__(
+        self, edge: Edge, store: dist.Store, queue: NcclQueue, rank: int, timeout_s: float
+    ) -> None:
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=timeout_s)
+        options.is_high_priority_stream = True
+        options.config.max_ctas = 2  # a payload of megabytes needs no more; compute keeps its SMs
+        self._peer = 1 - rank
+        self._stream = torch.cuda.Stream(queue.device)
+        with torch.cuda.device(queue.device):
+            group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, 2, options)
+            group.eager_connect_single_device(queue.device)
+        self._pg = cast(Pair, group)
+        self._warm_up(edge, queue, rank, timeout_s)
+
+    def send(self, payload: Tensor, ready: torch.cuda.Event) -> dist.Work:
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            return self._pg.send([payload], self._peer, 0)
+
+    def receive(self, payload: Tensor, free: torch.cuda.Event) -> dist.Work:
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(free)
+            return self._pg.recv([payload], self._peer, 0)
+
+    def _warm_up(self, edge: Edge, queue: NcclQueue, rank: int, timeout_s: float) -> None:
+        """The first message connects the transport, which can take a second; do it now."""
+        byte = torch.zeros(1, dtype=torch.uint8, device=queue.device)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(queue.device))
+        answers: SimpleQueue[BaseException | None] = SimpleQueue()
+        operation = self.send if rank == _SOURCE else self.receive
+        queue.submit(lambda: operation(byte, event), answers.put)
+        try:
+            error = answers.get(timeout=timeout_s)
+        except Empty:
+            error = TimeoutError(f"no answer within {timeout_s:g} s")
+        if error is not None:
+            raise ChannelError(f"{edge.name}: the first NCCL message failed: {error}") from error
+
+
+class NcclSender(Sender):
+    """Sending end: a ring of slots on the GPU, each sent once its header was taken in."""
+
+    def __init__(
+        self, edge: Edge, store: dist.Store, queue: NcclQueue, timeout_s: float, start_s: float
+    ) -> None:
+        super().__init__(edge)
+        self._queue, self._timeout_s = queue, timeout_s
+        self._pair = _Pair(edge, store, queue, _SOURCE, start_s)
+        payload = edge.payload
+        self._free = deque(
+            torch.empty(payload.shape, dtype=payload.dtype, device=queue.device)
+            for _ in range(edge.credits)
+        )
+        self._announced: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self._changed = Condition()
+        self._error: BaseException | None = None
+        self._control = GlooSender(
+            Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
+            dist.PrefixStore("control", store),
+            torch.device("cpu"),
+            timeout_s,
+            start_s,
+            on_sent=self._taken_in,
+        )
+
+    def ready(self) -> bool:
+        return self._error is not None or (bool(self._free) and self._control.ready())
+
+    def send(self, header: Header, payload: Tensor) -> None:
+        self.check(header, payload)
+        slot = self._free_slot(header)
+        slot.copy_(payload.detach())
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._queue.device))
+        with self._changed:
+            self._announced.append((slot, event))
+        waited = self._control.wait_s
+        self._control.send(header, torch.empty(0))
+        self.wait_s += self._control.wait_s - waited
+        self.bytes_sent += frame_bytes(self.edge.payload)
+
+    def close(self) -> None:
+        with self._changed:
+            wait_until(
+                self._changed,
+                lambda: len(self._free) == self.edge.credits or self._error is not None,
+                self._timeout_s,
+                lambda: f"{self.edge.name}: frames on their way to component {self.edge.target}",
+            )
+        self._control.close()
+
+    def _taken_in(self, header: Header) -> None:
+        """On the control channel's thread: the target has room, so its receive is about to run."""
+        if header.kind is Kind.END:
+            return
+        with self._changed:
+            slot, event = self._announced.popleft()
+
+        def done(error: BaseException | None) -> None:
+            with self._changed:
+                self._free.append(slot)
+                self._error = self._error or error
+                self._changed.notify_all()
+
+        self._queue.submit(lambda: self._pair.send(slot, event), done)
+
+    def _free_slot(self, header: Header) -> Tensor:
+        with self._changed:
+            self.wait_s += wait_until(
+                self._changed,
+                lambda: bool(self._free) or self._error is not None,
+                self._timeout_s,
+                lambda: (
+                    f"{self.edge.name} at {header}: component {self.edge.target} took none of "
+                    f"the {self.edge.credits} frames before it"
+                ),
+            )
+            if self._error is not None:
+                raise PeerLostError(
+                    f"{self.edge.name} at {header}: component {self.edge.target} is gone "
+                    f"({self._error})"
+                )
+            return self._free.popleft()
+
+
+@dataclass
+class _Incoming:
+    """A slot of the receiving end."""
+
+    payload: Tensor
+    free: torch.cuda.Event
+    """Recorded after the last reader of the payload."""
+    header: Header | None = None
+
+
+class NcclReceiver(Receiver):
+    """Receiving end: a header that comes in starts the receive of its payload."""
+
+    def __init__(
+        self, edge: Edge, store: dist.Store, queue: NcclQueue, timeout_s: float, start_s: float
+    ) -> None:
+        super().__init__(edge)
+        self._queue, self._timeout_s = queue, timeout_s
+        self._pair = _Pair(edge, store, queue, _TARGET, start_s)
+        self._free = deque(self._new_slot() for _ in range(edge.credits))
+        self._arrived: deque[_Incoming] = deque()
+        self._changed = Condition()
+        self._error: BaseException | None = None
+        self._control = GlooReceiver(
+            Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
+            dist.PrefixStore("control", store),
+            torch.device("cpu"),
+            timeout_s,
+            start_s,
+            on_arrival=self._announced,
+            on_error=self._fail,
+        )
+
+    def ready(self) -> bool:
+        return bool(self._arrived) or self._error is not None
+
+    def receive(self, expected: Header) -> Tensor:
+        slot = self._next(expected)
+        assert slot.header is not None
+        self.check(expected, slot.header)
+        payload = slot.payload.clone()
+        slot.free.record(torch.cuda.current_stream(self._queue.device))
+        with self._changed:
+            self._free.append(slot)
+        self._control.receive(slot.header)  # gives the credit back
+        self.bytes_received += frame_bytes(self.edge.payload)
+        return payload
+
+    def close(self) -> None:
+        self._control.close()
+
+    def _announced(self, header: Header) -> None:
+        """On the control channel's thread: the source is about to send."""
+        if header.kind is Kind.END:
+            with self._changed:
+                end = self._free.popleft()
+                end.header = header
+                self._arrived.append(end)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            slot = self._free.popleft()
+        slot.header = header
+
+        def done(error: BaseException | None) -> None:
+            with self._changed:
+                self._arrived.append(slot)
+                self._error = self._error or error
+                self._changed.notify_all()
+
+        self._queue.submit(lambda: self._pair.receive(slot.payload, slot.free), done)
+
+    def _next(self, expected: Header) -> _Incoming:
+        started = time.perf_counter()
+        with self._changed:
+            wait_until(
+                self._changed,
+                self.ready,
+                self._timeout_s,
+                lambda: (
+                    f"{self.edge.name}: expected {expected} from component "
+                    f"{self.edge.source}, got nothing"
+                ),
+            )
+            self.wait_s += time.perf_counter() - started
+            if self._error is not None:
+                raise PeerLostError(
+                    f"{self.edge.name} at {expected}: component {self.edge.source} is gone "
+                    f"({self._error})"
+                )
+            return self._arrived.popleft()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def _new_slot(self) -> _Incoming:
+        spec, device = self.edge.payload, self._queue.device
+        payload = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return _Incoming(payload, event)

@@ -1,0 +1,7 @@
+"""One component of the chain: it trains alone, in a notebook."""
+
+from mach.component.component import Component
+from mach.component.student import Student
+from mach.component.updates import Update
+
+__all__ = ["Component", "Student", "Update"]

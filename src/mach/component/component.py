@@ -1,0 +1,238 @@
+"""What does one component compute?
+
+A component is a slice of the network that trains by itself: it turns its child's activation into
+its own, and later its parent's gradient into a step and a gradient for its child. It knows nothing
+of processes, channels or schedules; calls in the right order are all it needs, so it runs in a
+notebook as it does in a rank.
+
+    # f body, g head, s student; h activation, G gradient of the parent's loss with respect to h
+    # L_k = lambda_k CE(g(h), y) + <h, G>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mach.component.losses import scale_gradient, target_loss
+from mach.component.stash import WeightStash
+from mach.component.student import Student
+from mach.component.updates import Update
+
+
+@dataclass(slots=True)
+class Pending:
+    """One microbatch between its forward and its backward."""
+
+    inputs: Tensor
+    """What the body was given; a leaf whose gradient goes to the child."""
+    output: Tensor | None
+    """h with its graph, or None where the forward has to be run again."""
+    y: Tensor
+    version: int
+    """Optimizer steps this component had taken at the forward."""
+    from_student: int
+    """Leading rows of `inputs` that the student made; the child gets no gradient for them."""
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Sums since they were last read, on the device, so that training never waits for them."""
+
+    loss: Tensor
+    student_loss: Tensor
+    backwards: int = 0
+    distillations: int = 0
+    staleness: int = 0
+    staleness_max: int = 0
+
+
+class Component:
+    """Body, head and student of component k, and the microbatches it has in flight."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Module,
+        update: Update,
+        *,
+        targets: Callable[[Tensor], Tensor] = lambda y: y,
+        head_update: Update | None = None,
+        head_weight: float = 1.0,
+        student: Student | None = None,
+        mix: float = 0.0,
+        feedback: float = 0.0,
+        accumulate: int = 1,
+        replay: str = "recompute",
+        precision: str = "fp32",
+    ) -> None:
+        """
+        Args:
+            body: f, from the child's activation (or the raw input) [B, ...] to h [B, ...].
+            head: g, from h [B, ...] to logits [N, C].
+            update: steps the body; with the head where `head_update` is None (the top).
+            targets: from the data's y to the N targets of the head's logits.
+            head_update: steps a head that is trained beside the chain.
+            head_weight: lambda, what the body feels of the head's gradient.
+            student: predicts the child's activation; None at the bottom, or without distillation.
+            mix: fraction of each microbatch whose input the student makes.
+            feedback: gamma, factor on the gradient returned to the child; at 0 it is not computed,
+                as at the bottom, which has no child.
+            accumulate: M, microbatches per step.
+            replay: `recompute` or `stash` (design section 2).
+            precision: `fp32`, or `bf16` for autocast.
+        """
+        self.body, self.head, self.student = body, head, student
+        self._update, self._head_update = update, head_update
+        self._targets = targets
+        self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
+        self._accumulate = accumulate
+        self._stash = WeightStash(body) if replay == "stash" else None
+        self._device = next(head.parameters()).device
+        self._autocast = precision == "bf16"
+        self.version = 0
+        self.pending: dict[int, Pending] = {}
+        self.gradient_norm: Tensor = torch.zeros((), device=self._device)
+        self.totals = self._zero_totals()
+
+    # --- training ------------------------------------------------------------------------
+
+    def forward(
+        self, microbatch: int, inputs: Tensor, x: Tensor | None, y: Tensor, staleness: int = 0
+    ) -> Tensor:
+        """h of one microbatch, detached: what is sent to the parent.
+
+        Args:
+            microbatch: its number, by which `backward` finds it again.
+            inputs: the child's activation, or the raw input at the bottom.
+            x: raw input, where a student needs it.
+            y: targets as the data has them.
+            staleness: optimizer steps that will come before its backward; at 0 the graph is kept.
+        """
+        from_student = 0
+        if self._mix > 0 and self.student is not None and x is not None:
+            from_student = round(self._mix * len(inputs))
+            inputs = self._mixed(inputs, x, from_student)
+        inputs = inputs.detach().requires_grad_(self._feedback > 0)
+        output = None
+        if staleness == 0:
+            output = self._run(self.body, inputs)
+        elif self._stash is not None:
+            output = self._run(self._stash.forward, inputs)
+        self.pending[microbatch] = Pending(inputs, output, y, self.version, from_student)
+        if output is not None:
+            return output.detach()
+        with torch.no_grad():
+            return self._run(self.body, inputs)
+
+    def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """Back-propagate a microbatch.
+
+        Args:
+            microbatch: one that `forward` has seen and `backward` has not.
+            gradient: G from the parent [B, ...]; None at the top or where the chain is cut.
+
+        Returns:
+            The gradient of its inputs times feedback [B, ...]; None where feedback is 0.
+        """
+        work = self.pending.pop(microbatch)
+        h = work.output if work.output is not None else self._run(self.body, work.inputs)
+        loss = self._head_loss(scale_gradient(h, self._head_weight), work.y)
+        roots: list[Tensor] = [loss / self._accumulate]
+        seeds: list[Tensor | None] = [None]
+        if gradient is not None:
+            roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
+        torch.autograd.backward(roots, seeds)
+        self._count(loss, self.version - work.version)
+        child_gradient = work.inputs.grad
+        if child_gradient is None:
+            return None
+        if work.from_student:
+            child_gradient[: work.from_student] = 0
+        return child_gradient if self._feedback == 1 else child_gradient * self._feedback
+
+    def distil(self, x: Tensor, child: Tensor, y: Tensor) -> None:
+        """Train the student on the activation `child` that has just come for the raw input `x`."""
+        assert self.student is not None
+        with self._precision():
+            loss = self.student.distil(x, child, lambda h: self._head_loss(self.body(h), y))
+        self.totals.student_loss += loss
+        self.totals.distillations += 1
+
+    def step(self) -> None:
+        """Take one optimizer step with the gradients gathered since the last."""
+        self.gradient_norm = self._update.step(self.version)
+        if self._head_update is not None:
+            self._head_update.step(self.version)
+        self.version += 1
+        if self._stash is not None:
+            self._stash.advance()
+
+    def resume(self, step: int) -> None:
+        """Go on after optimizer step `step`, with nothing in flight."""
+        assert not self.pending
+        self.version = step
+        if self.student is not None:
+            self.student.resume(step)
+
+    # --- inference -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def infer(self, inputs: Tensor) -> Tensor:
+        """h for the child's activation, with nothing remembered."""
+        return self._run(self.body, inputs)
+
+    @torch.no_grad()
+    def imitate_child(self, x: Tensor) -> Tensor:
+        """The student's guess at the child's activation: where a window begins."""
+        assert self.student is not None
+        return self._run(self.student.network, x)
+
+    @torch.no_grad()
+    def predict(self, h: Tensor) -> Tensor:
+        """Logits [N, C] of the head."""
+        return self._run(self.head, h)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """The N targets of the head's logits."""
+        return self._targets(y)
+
+    def read_totals(self) -> StepTotals:
+        """Sums since the last call."""
+        totals, self.totals = self.totals, self._zero_totals()
+        return totals
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained here, by name."""
+        named = {"body": self.body, "head": self.head}
+        return named if self.student is None else {**named, "student": self.student.network}
+
+    # --- details -------------------------------------------------------------------------
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)
+
+    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        with self._precision():
+            return function(x)
+
+    def _head_loss(self, h: Tensor, y: Tensor) -> Tensor:
+        return target_loss(self._run(self.head, h), self._targets(y))
+
+    def _mixed(self, inputs: Tensor, x: Tensor, rows: int) -> Tensor:
+        mixed = inputs.clone()
+        mixed[:rows] = self.imitate_child(x[:rows])
+        return mixed
+
+    def _count(self, loss: Tensor, staleness: int) -> None:
+        self.totals.loss += loss.detach()
+        self.totals.backwards += 1
+        self.totals.staleness += staleness
+        self.totals.staleness_max = max(self.totals.staleness_max, staleness)
+
+    def _zero_totals(self) -> StepTotals:
+        zero = torch.zeros((), device=self._device)
+        return StepTotals(zero, zero.clone())

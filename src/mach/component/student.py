@@ -1,0 +1,67 @@
+"""How does a component learn to do without its child?
+
+Its student s_k predicts the child's activation from the raw input. What it is trained on has just
+arrived, made with the weights the child had then: a stale distillation target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mach.component.losses import distillation_loss
+from mach.component.updates import Update
+
+
+class Student:
+    """A student network, its optimizer and its loss."""
+
+    def __init__(
+        self, network: nn.Module, update: Update, *, task_weight: float, accumulate: int
+    ) -> None:
+        """
+        Args:
+            network: maps raw inputs [B, ...] to the child's activation [B, ...].
+            update: steps the network's parameters.
+            task_weight: mu, weight of the task loss through the frozen body and head.
+            accumulate: M, microbatches per step.
+        """
+        self.network = network
+        self.update = update
+        self._task_weight = task_weight
+        self._accumulate = accumulate
+        self._parameters = list(network.parameters())
+        self._seen = 0
+
+    def distil(self, x: Tensor, target: Tensor, task_loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gather the gradient of one microbatch; every M-th call takes a step.
+
+        Args:
+            x: raw input [B, ...].
+            target: the child's activation on it [B, ...].
+            task_loss: loss of body and head on a given input; neither is trained by it.
+
+        Returns:
+            S_k of design section 2, detached.
+        """
+        prediction = self.network(x)
+        loss = distillation_loss(prediction, target)
+        if self._task_weight > 0:
+            loss = loss + self._task_weight * task_loss(prediction)
+        # `inputs` keeps the gradient out of body and head, and autograd skips their weights' part.
+        torch.autograd.backward(loss / self._accumulate, inputs=self._parameters)
+        self._seen += 1
+        if self._seen % self._accumulate == 0:
+            self.update.step(self.steps - 1)
+        return loss.detach()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._seen // self._accumulate
+
+    def resume(self, step: int) -> None:
+        """Go on after optimizer step `step`."""
+        self._seen = step * self._accumulate

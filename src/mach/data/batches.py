@@ -1,0 +1,105 @@
+"""What does a component feed itself as microbatch b?"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mach.data.dataset import Dataset
+from mach.data.files import Array
+from mach.data.order import Order, subset, windows
+
+# B samples of a batch, T context
+
+# Travel to the device as they are. The rest is large, byte-swapped, or barely known to torch.
+_TRAVELS: frozenset[np.dtype[Any]] = frozenset(
+    np.dtype(t) for t in ("bool", "u1", "i1", "i2", "i4", "f2", "f4")
+)
+
+
+class Batches:
+    """Microbatches of the training split, and batches of the test split, on a device.
+
+    All are pure functions of (seed, number): nothing is kept that a resumed run would miss.
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int, microbatch_size: int, device: torch.device
+    ) -> None:
+        self._dataset = dataset
+        self._size = microbatch_size
+        self._device = device
+        self._scale = 1.0 / dataset.std
+        self._is_text = dataset.y_train is None
+        if self._is_text:
+            self._context = dataset.task.sample.shape[0]
+            self._order = windows(len(dataset.x_train), self._context, microbatch_size, seed)
+            self._window = np.arange(self._context + 1)
+        else:
+            self._order = Order(len(dataset.x_train), microbatch_size, seed)
+        # The same mapped memory without memmap's cost per indexing.
+        self._x_train, self._x_test = np.asarray(dataset.x_train), np.asarray(dataset.x_test)
+        self._y_train, self._y_test = _plain(dataset.y_train), _plain(dataset.y_test)
+        self._subset = lru_cache(maxsize=1)(subset)
+
+    @property
+    def samples(self) -> int:
+        """Training samples of one epoch."""
+        return self._order.samples
+
+    def train(self, b: int) -> tuple[Tensor, Tensor]:
+        """Microbatch b.
+
+        Returns:
+            x: float32 [B, ..] standardised, or int64 tokens [B, T].
+            y: int64 labels [B], or the byte after each token [B, T].
+        """
+        return self._gather(self._x_train, self._y_train, self._order.microbatch(b))
+
+    def test_batches(self, samples: int | None = None) -> int:
+        """Number of batches of the test split, or of as many of its `samples`."""
+        return -(-self._test_samples(samples) // self._size)
+
+    def test(self, batch: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
+        """Batch of the test split, or of as many of its `samples`; the last one may be shorter."""
+        count = self._test_samples(samples)
+        assert 0 <= batch < self.test_batches(samples), batch
+        indices = np.arange(batch * self._size, min(count, (batch + 1) * self._size))
+        total = self._dataset.test_samples
+        if count < total:
+            indices = self._subset(total, count)[indices]
+        if self._is_text:
+            # From the first place in the held-out text to the last one with a byte to predict.
+            indices = indices * (len(self._x_test) - self._context - 1) // max(1, total - 1)
+        return self._gather(self._x_test, self._y_test, indices)
+
+    def _test_samples(self, samples: int | None) -> int:
+        total = self._dataset.test_samples
+        return total if samples is None else min(samples, total)
+
+    def _gather(self, x: Array, y: Array | None, starts: Array) -> tuple[Tensor, Tensor]:
+        if y is None:
+            tokens = self._move(x[starts[:, None] + self._window])
+            return tokens[:, :-1].to(torch.int64), tokens[:, 1:].to(torch.int64)
+        # Not take(): it copies the whole array first if that is unaligned (as arrays in a zip are),
+        # byte-swapped or in Fortran order.
+        rows = np.ascontiguousarray(x[starts])
+        if rows.dtype not in _TRAVELS:
+            rows = rows.astype(np.float32)
+        features = self._move(rows).to(torch.float32).sub_(self._dataset.mean).mul_(self._scale)
+        return features, self._move(y[starts].astype(np.int64))
+
+    def _move(self, array: Array) -> Tensor:
+        """To the device; from pinned memory, so that the host does not wait for a GPU."""
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+
+def _plain(array: Array | None) -> Array | None:
+    return None if array is None else np.asarray(array)

@@ -1,0 +1,156 @@
+"""What does a run read, whatever file it came from, and does it hang together?
+
+Only what costs nothing is checked here (shapes, types, lengths); `checks` looks at every value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mach.data.files import CHUNK_BYTES, Array
+from mach.data.order import subset
+from mach.errors import DataError
+from mach.metrics import Task
+from mach.shapes import TensorSpec
+
+_STATISTICS_SAMPLES = 16_384
+_STATISTICS_VALUES = 1 << 24
+"""Of large samples fewer are looked at: every rank does this at its start."""
+_MOST_CLASSES = 1 << 20
+"""More than this in the labels is taken for a mistake unless `data.classes` says it is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Memory-mapped arrays and what is to be learned from them."""
+
+    x_train: Array
+    """Samples along the first axis; the bytes themselves, [n], if it is text."""
+    y_train: Array | None
+    """Labels [n]; None for text, where the next byte is the target."""
+    x_test: Array
+    y_test: Array | None
+    task: Task
+    mean: float
+    """Of all features of a part of the training samples; with `std` it standardises every split."""
+    std: float
+    test_samples: int
+    """Samples of a whole evaluation: all there are, or as many windows of the held-out text."""
+    description: str
+    """Where the data came from, as it opens every message about it."""
+
+    def __str__(self) -> str:
+        """One line for the console."""
+        count = f"{len(self.x_train):,} + {len(self.x_test):,}"
+        what = "bytes" if self.y_train is None else "samples"
+        return (
+            f"{self.description}: {count} {what}, {self.task.sample}, {self.task.classes} classes"
+        )
+
+
+def labelled(description: str, arrays: Mapping[str, Array], classes: int | None) -> Dataset:
+    """Data set of x_train, y_train, x_test, y_test.
+
+    Args:
+        description: where the arrays came from.
+        arrays: the four arrays by name.
+        classes: number of classes; None: one more than the largest training label.
+    """
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.ndim < 2:
+            raise DataError(
+                f"{description}: x_{split}: expected images or vectors, [samples, ..]; got shape "
+                f"{list(x.shape)}. Give single numbers a second axis of length 1."
+            )
+        if y.ndim != 1 or y.dtype.kind not in "biu":
+            raise DataError(
+                f"{description}: y_{split}: expected one integer label per sample, int[{len(x)}]; "
+                f"got {y.dtype}{list(y.shape)}. Save class numbers from 0 up (not one-hot, not "
+                "float)."
+            )
+        if len(x) != len(y):
+            raise DataError(
+                f"{description}: expected as many labels as samples; got {len(x)} in x_{split} and "
+                f"{len(y)} in y_{split}. Save both again from the same samples."
+            )
+    x_train, x_test = arrays["x_train"], arrays["x_test"]
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(
+            f"{description}: expected the same sample shape in x_train and x_test; got "
+            f"{list(x_train.shape[1:])} and {list(x_test.shape[1:])}. Resize one of them."
+        )
+    if classes is None:
+        classes = max(2, int(arrays["y_train"].max()) + 1)
+        if classes > _MOST_CLASSES:
+            raise DataError(
+                f"{description}: y_train: expected class numbers; got labels up to {classes - 1}. "
+                f"Number the classes from 0, or set data.classes={classes} if that many are meant."
+            )
+    mean, std = _statistics(x_train)
+    return Dataset(
+        **arrays,
+        task=Task(TensorSpec(x_train.shape[1:], torch.float32), classes, "accuracy"),
+        mean=mean,
+        std=std,
+        test_samples=len(x_test),
+        description=description,
+    )
+
+
+def text(
+    description: str, content: Array, context: int, test_fraction: float, test_samples: int
+) -> Dataset:
+    """Data set of bytes whose last part is held out.
+
+    Args:
+        description: where the bytes came from.
+        content: all bytes, [n].
+        context: bytes the model sees.
+        test_fraction: how much of the end is held out.
+        test_samples: windows of one evaluation; fewer where there are not as many places for one.
+    """
+    held_out = int(len(content) * test_fraction)
+    train, test = content[: len(content) - held_out], content[len(content) - held_out :]
+    if min(len(train), len(test)) < context + 1:
+        raise DataError(
+            f"{description}: expected at least data.context + 1 = {context + 1} bytes to train on "
+            f"and to test on; got {len(train)} and {len(test)}. Give more text, a smaller "
+            "data.context, or another data.test_fraction."
+        )
+    return Dataset(
+        x_train=train,
+        y_train=None,
+        x_test=test,
+        y_test=None,
+        task=Task(TensorSpec((context,), torch.int64), 256, "bits_per_byte"),
+        mean=0.0,
+        std=1.0,
+        test_samples=min(test_samples, len(test) - context),
+        description=description,
+    )
+
+
+def _statistics(x: Array) -> tuple[float, float]:
+    """Mean and standard deviation over all values of an even part of the samples."""
+    values = math.prod(x.shape[1:])
+    wanted = min(_STATISTICS_SAMPLES, max(1, _STATISTICS_VALUES // values))
+    # Not every n-th: MNIST's own order, for one, repeats with a period of four (means 31 to 35).
+    sampled = subset(len(x), min(wanted, len(x)))
+    step = max(1, CHUNK_BYTES // (8 * values))  # float64 needs 8 bytes
+    chunks = [sampled[a : a + step] for a in range(0, len(sampled), step)]
+    count = len(sampled) * values
+    # Values that are not finite give nan here, and a sentence from `check`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = sum(float(x[chunk].sum(dtype=np.float64)) for chunk in chunks) / count
+        squares = (np.square(x[chunk].astype(np.float64) - mean) for chunk in chunks)
+        std = math.sqrt(sum(float(square.sum()) for square in squares) / count)
+    # Constant data, give or take the rounding of float32.
+    if std <= max(1e-7 * abs(mean), float(np.finfo(np.float32).tiny)):
+        std = 1.0
+    return mean, std

@@ -1,0 +1,68 @@
+"""How does a person find a rank in `ps`?
+
+By its environment (MACH_RUN_DIR, MACH_COMPONENT) and its command line. Both are fixed when a
+program starts, and torchrun gives every rank the same command; so a rank starts itself once more,
+before it has imported anything slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+RUN_DIR, COMPONENT = "MACH_RUN_DIR", "MACH_COMPONENT"
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of `python -m mach.train`, and the config overrides beside them."""
+    parser = argparse.ArgumentParser(prog="python -m mach.train", allow_abbrev=False)
+    parser.add_argument("--run", type=Path, help="run folder; set by itself or by mach train")
+    parser.add_argument("--component", type=int, help="component; set by itself")
+    parser.add_argument("--launched", action="store_true", help="started by mach train")
+    return parser.parse_known_args(argv)
+
+
+def introduce(argv: list[str]) -> None:
+    """Start this rank again under its own name. Returns at once where that has been done."""
+    options, overrides = parse(argv)
+    component = os.environ.get("RANK")
+    if component is None or options.component is not None:
+        return
+    run_dir = options.run or _asked_for(overrides) or _agreed_on()
+    name = [f"--run={run_dir}", f"--component={component}"]
+    launched = ["--launched"] if options.launched else []
+    command = [sys.executable, "-m", "mach.train", *name, *launched, *overrides]
+    environment = {**os.environ, RUN_DIR: str(run_dir), COMPONENT: component}
+    os.execve(sys.executable, command, environment)
+
+
+def default_run_dir(started: datetime) -> Path:
+    """`runs/<date>_<time with microseconds>`: two runs of one second must not share a folder."""
+    return Path("runs") / started.strftime("%Y-%m-%d_%H-%M-%S-%f")
+
+
+def _asked_for(overrides: list[str]) -> Path | None:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "out" and value not in ("", "null"):
+            return Path(value.strip("'\""))
+    return None
+
+
+def _agreed_on() -> Path:
+    """A name that all ranks of one torchrun agree on without talking: when torchrun was started."""
+    try:
+        boot_s = next(
+            float(line.split()[1])
+            for line in Path("/proc/stat").read_text().splitlines()
+            if line.startswith("btime")
+        )
+        # Field 22 of proc(5)'s stat: start in clock ticks after boot. The name may hold spaces.
+        after_name = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2]
+        ticks = int(after_name.split()[19])
+    except OSError:  # no /proc: the ranks will hear rank 0's choice from the store
+        return default_run_dir(datetime.now())
+    return default_run_dir(datetime.fromtimestamp(boot_s + ticks / os.sysconf("SC_CLK_TCK")))

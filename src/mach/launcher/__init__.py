@@ -1,0 +1,1 @@
+"""Composes a run's config, checks it, and starts its processes."""

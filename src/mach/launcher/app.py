@@ -1,0 +1,102 @@
+"""The Hydra app behind `mach train`: one job is one launch of a run.
+
+Because the job is the whole launch, Hydra's sweepers and launchers work as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mach.config import Config, from_mapping
+from mach.errors import MachError
+from mach.introduce import default_run_dir
+from mach.launcher.compose import conf_dir, register_schema
+
+
+class JobFailed(CompactHydraException):
+    """A job of a sweep that failed; it has been reported. Hydra goes on, and exits with 1."""
+
+
+def main() -> int:
+    """Run `mach train` on this process's command line. Returns the exit code."""
+    register_schema()
+    started: list[bool] = []
+
+    def job(composed: DictConfig) -> float | None:
+        started.append(True)
+        return _job(composed)
+
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
+    try:
+        app()
+    except SystemExit as stop:
+        # Hydra ends with 1 for an override it cannot apply; here that is a mistake in the config.
+        if stop.code == 1 and not started:
+            return 2
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("mach: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _job(composed: DictConfig) -> float | None:
+    """Launch one run. Returns its objective for sweepers that search: the loss of the top exit."""
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(values, dict)
+        config = from_mapping({str(key): value for key, value in values.items()})
+        result = launch(_with_folder(config, sweeping))
+    except MachError as error:
+        print(f"mach: {error}", file=sys.stderr, flush=True)
+        if sweeping:
+            overrides = " ".join(HydraConfig.get().overrides.task)
+            raise JobFailed(f"mach: job {HydraConfig.get().job.num} failed: {overrides}") from None
+        raise SystemExit(error.exit_code) from None
+    return float(result["chain"][-1]["loss"])
+
+
+def _with_folder(config: Config, sweeping: bool) -> Config:
+    if config.out is not None:
+        return config
+    if sweeping:
+        sweep = HydraConfig.get().sweep
+        return replace(config, out=str(Path(sweep.dir) / sweep.subdir))
+    return replace(config, out=str(default_run_dir(datetime.now())))
+
+
+def launch(config: Config) -> Mapping[str, Any]:
+    """Check a run, claim its folder, train it in a gang of processes, print and return its result.
+
+    Raises:
+        MachError: the run was refused, or a component fell; its text says all.
+    """
+    # Imported here: `--help`, `--cfg job` and tab completion must not wait for torch.
+    from mach import runfolder
+    from mach.launcher.gang import run_gang
+    from mach.launcher.preflight import preflight
+    from mach.report.console import result_table
+
+    assert config.out is not None
+    run_dir = Path(config.out)
+    preflight(config, run_dir, config.components)
+    result = runfolder.finished(run_dir) if config.resume == "auto" else None
+    if result is None:
+        result = run_gang(config, run_dir)
+    console = Console()
+    console.print(result_table(result))
+    console.print(f"Result: {run_dir / runfolder.RESULT}", soft_wrap=True)
+    return result

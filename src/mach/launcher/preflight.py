@@ -1,0 +1,81 @@
+"""Can this run work at all? Asked once, before any rank has trained a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mach import checkpoint, runfolder
+from mach.config import Config, fingerprint, load
+from mach.data import check, open_dataset
+from mach.errors import CheckpointError, ConfigError
+from mach.rank import device_kind
+from mach.topology import transport_of
+from mach.trainer import Assembly
+
+
+def preflight(config: Config, run_dir: Path, places: int) -> None:
+    """Check devices, data, network and checkpoint, then claim the run folder.
+
+    Args:
+        places: components on this machine.
+
+    Raises:
+        MachError: with exit code 2, for the first thing that cannot work; nothing was written.
+    """
+    _check_devices(config, places)
+    dataset = open_dataset(config.data)
+    check(dataset)
+    Assembly(config, dataset.task)
+    found = resume_point(config, run_dir)
+    if found is not None:
+        checkpoint.verify(found)
+    runfolder.claim(run_dir, config)
+
+
+def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint this run goes on from, or None for a start from nothing.
+
+    Raises:
+        CheckpointError: there is none where one was named, or it is of another run or network.
+    """
+    if config.resume is None:
+        return None
+    if config.resume == "auto":
+        found = checkpoint.latest(run_dir)
+    else:
+        found = checkpoint.find(Path(config.resume))
+    if found is None:
+        return None
+    if found.manifest["components"] != config.components:
+        raise CheckpointError(
+            f"{found.path}: expected components={config.components}, got a checkpoint of "
+            f"{found.manifest['components']}. A checkpoint cannot be cut anew."
+        )
+    if config.resume == "auto" and found.manifest["config"] != fingerprint(config):
+        source = load(run_dir / runfolder.CONFIG)
+        raise CheckpointError(
+            f"{found.path}: was made with another config: "
+            f"{'; '.join(runfolder.differences(source, config)) or 'see its manifest'}"
+        )
+    if found.step > config.steps:
+        raise CheckpointError(
+            f"{found.path}: expected a step below steps={config.steps}, got step {found.step}. "
+            "Raise steps."
+        )
+    return found
+
+
+def _check_devices(config: Config, places: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.launch.device == "cuda" and gpus == 0:
+        raise ConfigError("launch.device=cuda: expected a GPU, found none. Use launch.device=cpu.")
+    if transport_of(config.transport.name, places, gpus, device_kind(config)) != "nccl":
+        return
+    if device_kind(config) == "cpu" or gpus < places:
+        raise ConfigError(
+            f"transport=nccl: expected a GPU for each of the {places} components of this machine, "
+            f"found {gpus if device_kind(config) == 'cuda' else 0}. Use transport=gloo: on CPU, or "
+            "with components that share a GPU."
+        )

@@ -1,0 +1,21 @@
+"""The families of networks mach can cut, and how components are built of them."""
+
+from mach.models.build import (
+    activation_specs,
+    build_body,
+    build_head,
+    build_student,
+    cost,
+    family_of,
+)
+from mach.models.family import Family
+
+__all__ = [
+    "Family",
+    "activation_specs",
+    "build_body",
+    "build_head",
+    "build_student",
+    "cost",
+    "family_of",
+]

@@ -1,0 +1,81 @@
+"""How does a family become the modules of component k?
+
+Every module is built from a seed of its own, a hash of (run seed, role, index). So a network's
+first weights do not depend on how it is cut or on whether it has students.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mach.config import Config, MlpConfig
+from mach.metrics import Task
+from mach.models.family import Family
+from mach.models.mlp import Mlp
+from mach.shapes import TensorSpec, output_spec
+
+
+def family_of(config: Config, task: Task) -> Family:
+    """The family that `model.name` chooses."""
+    if isinstance(config.model, MlpConfig):
+        return Mlp(config.model, task)
+    raise AssertionError(f"model {config.model.name!r} has a config but no family")
+
+
+def seeded(seed: int, role: str, index: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module from the seed of its place; torch's own random state is untouched."""
+    digest = hashlib.sha256(f"{seed}/{role}/{index}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return build()
+
+
+def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
+    """The slice `blocks` of the network; the slice that has block 0 begins with the stem."""
+    parts: list[tuple[str, nn.Module]] = []
+    if blocks.start == 0:
+        parts.append(("stem", seeded(seed, "stem", 0, family.stem)))
+    for i in blocks:
+        parts.append((f"block{i}", seeded(seed, "block", i, lambda i=i: family.block(i))))  # type: ignore[misc]
+    body = nn.Sequential()
+    for name, module in parts:
+        body.add_module(name, module)
+    return body
+
+
+def build_head(family: Family, activation: TensorSpec, component: int, seed: int) -> nn.Module:
+    """Head g_k on an activation of this shape."""
+    return seeded(seed, "head", component, lambda: family.head(activation))
+
+
+def build_student(
+    family: Family, activation: TensorSpec, component: int, config: Config
+) -> nn.Module:
+    """Student s_k, k >= 1, of a child with an activation of this shape."""
+    return seeded(
+        config.seed, "student", component, lambda: family.student(activation, config.student)
+    )
+
+
+def activation_specs(family: Family, bodies: list[range]) -> list[TensorSpec]:
+    """Shape and dtype of each component's output, one sample of it, by a dry run on meta."""
+    specs: list[TensorSpec] = []
+    spec = family.task.sample
+    with torch.device("meta"):
+        for blocks in bodies:
+            spec = output_spec(build_body(family, blocks, 0), spec)
+            specs.append(spec)
+    return specs
+
+
+def cost(module: nn.Module, sample: TensorSpec) -> tuple[int, int]:
+    """Parameters, and forward FLOPs per sample, of a module that lives on the meta device."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(torch.empty((1, *sample.shape), dtype=sample.dtype, device="meta"))
+    return sum(p.numel() for p in module.parameters()), counter.get_total_flops()

@@ -1,0 +1,42 @@
+"""What must a family of networks provide so that mach can cut and train it?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from mach.config import StudentConfig
+from mach.metrics import Task
+from mach.shapes import TensorSpec
+
+
+class Family(ABC):
+    """A stem, then blocks, then a head; and students that stand in for the lower part.
+
+    Trainer and channels know nothing else of a network. Modules must be built on the CPU, or under
+    `torch.device("meta")` for a dry run, from torch's global random state alone.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
+    def stem(self) -> nn.Module:
+        """From the raw input [B, *task.sample.shape] to the first block's input."""
+
+    @abstractmethod
+    def block(self, index: int) -> nn.Module:
+        """Block `index` of the whole network, counted from the input."""
+
+    @abstractmethod
+    def head(self, activation: TensorSpec) -> nn.Module:
+        """From an activation [B, *activation.shape] to logits [N, C]."""
+
+    @abstractmethod
+    def student(self, activation: TensorSpec, config: StudentConfig) -> nn.Module:
+        """From the raw input to a guess at a component's output [B, *activation.shape]."""
+
+    @abstractmethod
+    def targets(self, y: Tensor) -> Tensor:
+        """From the data's y to the N targets of the head's logits."""

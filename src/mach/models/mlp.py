@@ -1,0 +1,81 @@
+"""Residual MLPs: the family that trains anywhere in seconds."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor, nn
+
+from mach.config import MlpConfig, StudentConfig
+from mach.metrics import Task
+from mach.models.family import Family
+from mach.shapes import TensorSpec
+
+# B batch, D width, H hidden width, T bytes of context, E embedding, C classes
+
+
+class ResidualBlock(nn.Module):
+    """x + W2 gelu(W1 norm(x)). [B, D] -> [B, D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        h_BH = nn.functional.gelu(self.expand(self.norm(x_BD)))
+        out_BD: Tensor = x_BD + self.contract(h_BH)
+        return out_BD
+
+
+class Embed(nn.Module):
+    """The raw input as one vector. Features are flattened; bytes are embedded, then flattened."""
+
+    def __init__(self, task: Task, embedding: int, width: int) -> None:
+        super().__init__()
+        size = prod(task.sample.shape)
+        tokens = not task.sample.dtype.is_floating_point
+        self.table = nn.Embedding(task.classes, embedding) if tokens else None
+        self.linear = nn.Linear(size * embedding if tokens else size, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is not None:
+            x = self.table(x)
+        out_BD: Tensor = self.linear(x.flatten(1))
+        return out_BD
+
+
+class Mlp(Family):
+    """Embed, residual blocks, LayerNorm and a linear head. Every activation is [B, width].
+
+    On text it predicts the byte after the context alone (Bengio et al., 2003), not one per
+    position.
+    """
+
+    def __init__(self, config: MlpConfig, task: Task) -> None:
+        super().__init__(task)
+        self._config = config
+
+    def stem(self) -> nn.Module:
+        return Embed(self.task, self._config.embedding, self._config.width)
+
+    def block(self, index: int) -> nn.Module:
+        width = self._config.width
+        return ResidualBlock(width, max(1, round(self._config.expansion * width)))
+
+    def head(self, activation: TensorSpec) -> nn.Module:
+        width = prod(activation.shape)
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.task.classes))
+
+    def student(self, activation: TensorSpec, config: StudentConfig) -> nn.Module:
+        blocks = [ResidualBlock(config.width, 4 * config.width) for _ in range(config.depth)]
+        return nn.Sequential(
+            Embed(self.task, self._config.embedding, config.width),
+            *blocks,
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, prod(activation.shape)),
+        )
+
+    def targets(self, y: Tensor) -> Tensor:
+        return y if y.ndim == 1 else y[:, -1]

@@ -1,0 +1,164 @@
+"""How does a component turn its gathered gradients into a step?
+
+Clip, set the rate, step: Muon for the matrices of the body and AdamW for the rest (the default),
+AdamW, or SGD, all of them torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mach.config import OptimConfig, StudentConfig
+
+
+def schedule_factor(step: int, steps: int, warmup: float, cosine: bool) -> float:
+    """Factor on the peak rate at `step` of `steps`: linear warm-up, then half a cosine to 0."""
+    warm = round(warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if not cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def staleness_factor(step: int, steps: int, tau: float, fraction: float) -> float:
+    """(1 + tau)^-e with e falling linearly from 1 to 0 over the first `fraction` of the steps.
+
+    After PipeMare's T1 (Yang et al., MLSys 2021, section 3.1).
+    """
+    horizon = fraction * steps
+    exponent = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0
+    return float((1 + tau) ** -exponent)
+
+
+class Optimizer:
+    """The optimizers of one set of named parameters, stepped as one. An `Update` of a component."""
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        *,
+        steps: int,
+        matrices: frozenset[str] = frozenset(),
+        tau: float = 0.0,
+        keep_grad: bool = False,
+    ) -> None:
+        """
+        Args:
+            named: parameters by the name a checkpoint keeps them under.
+            config: algorithm, rates, clipping.
+            steps: optimizer steps of the run, over which rates are scheduled.
+            matrices: names of the parameters that Muon takes when it is asked for.
+            tau: staleness of their gradient in optimizer steps.
+            keep_grad: clear gradients in place, for weight versions that share them.
+        """
+        self._named = dict(named)
+        self._config, self._steps, self._tau = config, steps, tau
+        self._set_to_none = not keep_grad
+        _spare_dynamo()
+        for_muon = [p for n, p in self._named.items() if n in matrices and config.name == "muon"]
+        taken = set(map(id, for_muon))
+        rest = [p for p in self._named.values() if id(p) not in taken]
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
+        if for_muon:
+            muon = torch.optim.Muon(
+                for_muon,
+                lr=config.muon_lr,
+                weight_decay=config.weight_decay,
+                momentum=config.muon_momentum,
+            )
+            self._optimizers.append((muon, config.muon_lr))
+        if rest:
+            self._optimizers.append((_first_order(rest, config), config.lr))
+
+    def step(self, index: int) -> Tensor:
+        """Clip, take step `index` (0 is the first), clear. Returns the norm before clipping."""
+        parameters = [p for p in self._named.values() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._config.clip > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self._config.clip, norm)
+        factor = self._factor(index)
+        for optimizer, peak in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=self._set_to_none)
+        return norm
+
+    def rate(self, index: int) -> float:
+        """Learning rate at step `index`; under muon that of the matrices."""
+        return self._optimizers[0][1] * self._factor(index)
+
+    def _factor(self, index: int) -> float:
+        config = self._config
+        factor = schedule_factor(index, self._steps, config.warmup, config.cosine)
+        if config.correction == "rate":
+            factor *= staleness_factor(index, self._steps, self._tau, config.correction_fraction)
+        return factor
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor the optimizers remember, as `parameter name/key`."""
+        names = {id(p): n for n, p in self._named.items()}
+        return {
+            f"{names[id(p)]}/{key}": value
+            for optimizer, _ in self._optimizers
+            for p, entries in optimizer.state.items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+    def owns(self, name: str) -> bool:
+        """Whether an entry of `state` belongs to a parameter of this optimizer."""
+        return name.rpartition("/")[0] in self._named
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned in another process; every entry must be owned."""
+        owner = {id(p): o for o, _ in self._optimizers for g in o.param_groups for p in g["params"]}
+        for name, value in state.items():
+            parameter_name, _, key = name.rpartition("/")
+            parameter = self._named[parameter_name]
+            owner[id(parameter)].state[parameter][key] = value.to(parameter.device)
+
+
+def student_config(config: OptimConfig, student: StudentConfig) -> OptimConfig:
+    """Students always learn by AdamW, at a rate of their own and with fresh gradients."""
+    return replace(config, name="adamw", lr=student.lr, correction="none")
+
+
+def _spare_dynamo() -> None:
+    """Keep torch.optim from importing torch._dynamo: 1.5 s and 80 MB in every rank, for nothing.
+
+    It does so on first use, only to exclude these methods from compilation (torch/_compile.py,
+    2.13). They are never compiled here, so each may stand for its own excluded form.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for method in (
+        torch.optim.Optimizer.add_param_group,
+        torch.optim.Optimizer.zero_grad,
+    ):
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            plain.__dict__.setdefault("__dynamo_disable", plain)
+
+
+def _first_order(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    # fused: one kernel for all parameters instead of a Python loop; on CPU as well.
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)

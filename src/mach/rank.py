@@ -1,0 +1,110 @@
+"""Who is this process: which component, on which device, with which deadlines?
+
+The one place that reads the environment a launcher made. torchrun and `mach train` set the same
+variables, so a rank cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mach.config import Config
+from mach.errors import ConfigError
+from mach.topology import gpu_of, share_cores, transport_of
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process of a group: rank r is component r."""
+
+    index: int
+    size: int
+    local_index: int
+    local_size: int
+    restarts: int
+    """How often the group was started before."""
+    run_id: str
+    store: dist.Store
+    """The run's store, hosted by the launcher's agent."""
+
+
+def join(timeout_s: float) -> Rank:
+    """Join the group that torchrun started.
+
+    Raises:
+        ConfigError: this process was not started by torchrun.
+    """
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "mach.train is one rank of a group: expected torchrun's environment, got no RANK. "
+            "Start it with: mach train .. or torchrun --nproc-per-node=K -m mach.train .."
+        )
+    store, index, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return Rank(
+        index=index,
+        size=size,
+        local_index=int(os.environ.get("LOCAL_RANK", index)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        run_id=os.environ.get("TORCHELASTIC_RUN_ID", "run"),
+        store=dist.PrefixStore("mach", store),
+    )
+
+
+def occupy(rank: Rank, config: Config) -> torch.device:
+    """Take this rank's device, cores and threads."""
+    if device_kind(config) == "cuda":
+        device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))
+        torch.cuda.set_device(device)
+        return device
+    cores = share_cores(
+        available_cores(),
+        rank.local_index,
+        rank.local_size,
+        config.launch.threads,
+        config.launch.pin,
+    )
+    if cores.bound is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores.bound)
+    torch.set_num_threads(cores.threads)
+    return torch.device("cpu")
+
+
+def transport(rank: Rank, config: Config) -> str:
+    """The transport this rank's group uses."""
+    return transport_of(
+        config.transport.name, rank.local_size, torch.cuda.device_count(), device_kind(config)
+    )
+
+
+def device_kind(config: Config) -> str:
+    """`cuda` or `cpu`, as this machine and the config have it."""
+    if config.launch.device != "auto":
+        return config.launch.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_cores() -> list[int]:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when its launcher dies, even by kill -9 (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)

@@ -1,0 +1,195 @@
+"""What does a person at the terminal see of a run?
+
+While it runs, one line per component, read from the components' logs: the launcher shows them all
+on one screen and no component writes to the terminal. At the end, one table.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from mach.report.jsonl import Follower
+
+_log = logging.getLogger(__name__)
+
+REFRESH_S = 0.25
+"""Time between two looks at the logs."""
+
+
+# --- while it runs --------------------------------------------------------------------------
+
+
+class Progress:
+    """Live lines of all components, one each.
+
+    Silent when the console is not a terminal: a log file is no place for a moving bar.
+
+    Args:
+        run_dir: run folder with, sooner or later, a `component-<k>.jsonl` for each component.
+        components: number of components.
+        steps: optimizer steps of the whole run.
+        enabled: False shows nothing at all.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        components: int,
+        steps: int,
+        enabled: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console()
+        # FORCE_COLOR makes rich call a pipe a terminal; a bar cannot move there all the same.
+        self._shown = enabled and self._console.is_terminal and self._console.file.isatty()
+        self._shown = self._shown and not self._console.is_dumb_terminal
+        self._run_dir = run_dir
+        self._components = components
+        self._steps = steps
+        self._done = threading.Event()
+
+    def __enter__(self) -> Progress:
+        if not self._shown:
+            return self
+        self._bars = Bars(
+            TextColumn("component {task.fields[component]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,  # the result table is what stays
+            expand=True,
+            # Lines that ranks write appear above the bars, but only where they go to the terminal
+            # anyway: `2> file` stays in the file.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._tasks = [
+            self._bars.add_task("", total=self._steps, component=k, numbers=_numbers({}))
+            for k in range(self._components)
+        ]
+        self._bars.start()
+        self._thread = threading.Thread(target=self._follow, name="mach-progress", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._shown:
+            return
+        self._done.set()
+        self._thread.join(5.0)  # it looks once more at the logs, then ends
+        self._bars.stop()
+
+    def _follow(self) -> None:
+        logs = [Follower(self._run_dir / f"component-{k}.jsonl") for k in range(self._components)]
+        latest: list[dict[str, Any]] = [{} for _ in logs]
+        try:
+            last = False
+            while not last:
+                last = self._done.wait(REFRESH_S)
+                for k, log in enumerate(logs):
+                    for record in log.read():
+                        # An evaluation's line does not have what a step's line has.
+                        latest[k] |= {key: v for key, v in record.items() if v is not None}
+                    self._show(self._tasks[k], latest[k])
+                self._bars.refresh()
+        except Exception:  # a view that breaks is no reason to stop a run
+            _log.warning("progress: no longer shown, the run goes on", exc_info=True)
+
+    def _show(self, task: TaskID, record: dict[str, Any]) -> None:
+        self._bars.update(task, completed=record.get("step", 0), numbers=_numbers(record))
+
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    """The few numbers one looks at while waiting; each has its place so that nothing jumps."""
+    loss, student = _fixed(record.get("loss"), 3), _fixed(record.get("student_loss"), 3)
+    staleness, rate = _fixed(record.get("staleness_steps")), _fixed(record.get("samples_per_s"))
+    return f"loss {loss:>6} student {student:>6} stale {staleness:>2} {rate:>7}/s"
+
+
+# --- at the end -----------------------------------------------------------------------------
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """The models a run has made, from its `result.json`; at most 100 columns wide.
+
+    Each exit of the chain, then each window: a student and the bodies above it.
+    """
+    chain, windows = result["chain"], result["windows"]
+    by_bits = any("bits_per_byte" in row for row in [*chain, *windows])
+    table = Table(
+        title="Result", caption=_caption(result), caption_justify="left", title_justify="left"
+    )
+    table.add_column("model", no_wrap=True)
+    for name in ("bits per byte" if by_bits else "accuracy %", "loss", "params", "flops"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, row: Mapping[str, Any], style: str | None = None) -> None:
+        metric = _fixed(row.get("bits_per_byte"), 3) if by_bits else _percent(row.get("accuracy"))
+        params, flops = _fixed(row.get("params"), 0), _short(row.get("flops"))
+        table.add_row(name, metric, _fixed(row.get("loss"), 4), params, flops, style=style)
+
+    top = max((row["exit"] for row in chain), default=None)
+    for row in chain:
+        name = f"chain 0..{row['exit']}"
+        if row["exit"] == top:
+            add(f"{name} (top exit)", row, style="bold")
+        else:
+            add(name, row)
+    table.add_section()
+    for row in windows:
+        add(f"window {row['first']}..{row['last']}", row)
+    return table
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    """What the result cost, one fact per line."""
+    staleness = [_fixed(row.get("mean")) for row in result.get("staleness_steps", [])]
+    return "\n".join(
+        [
+            f"{_fixed(result.get('samples_per_s'))} samples/s, {_fixed(result.get('wall_s'), 1)} s",
+            f"staleness in steps, component 0 first: {', '.join(staleness) or '-'}",
+        ]
+    )
+
+
+def _fixed(value: float | None, digits: int | None = None) -> str:
+    """A number with so many digits; without, as many as it needs, one at most."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if value == round(value) or value >= 1000 else 1
+    return f"{value:,.{digits}f}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _short(count: float | None) -> str:
+    """A count in three digits: 1,234,567 is 1.23 M."""
+    if count is None:
+        return "-"
+    for unit in ("", " k", " M", " G", " T"):
+        if count < 999.5 or unit == " T":
+            break
+        count /= 1000
+    digits = 0 if not unit or count >= 100 else 1 if count >= 10 else 2
+    return f"{count:,.{digits}f}{unit}"

@@ -1,0 +1,126 @@
+"""What is the result of a run, put together from what its components report?"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mach.config import Config
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one component reports at the end."""
+
+    component: int
+    scores: dict[int, dict[str, float]]
+    """Final test results by origin: 0 is the chain, j >= 1 the window that begins at j."""
+    staleness_mean: float
+    """Age of what it used, in optimizer steps."""
+    staleness_max: int
+    busy_fraction: float
+    wall_s: float
+    """From the first action to the last flush: training, with the evaluations on its way."""
+    total_s: float
+    """With the final evaluation."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and FLOPs per sample, of a part of the network."""
+
+    params: int
+    flops: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.flops + other.flops)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Inference cost of every part, by component."""
+
+    bodies: list[Cost]
+    heads: list[Cost]
+    students: dict[int, Cost]
+
+    def model(self, first: int, last: int) -> Cost:
+        """Cost of the chain up to `last` (first 0), or of the window first..last."""
+        total = self.heads[last]
+        for k in range(first, last + 1):
+            total = total + self.bodies[k]
+        return total + self.students[first] if first > 0 else total
+
+
+def result_of(
+    config: Config,
+    costs: Costs,
+    outcomes: list[Outcome],
+    *,
+    first_step: int = 0,
+    restarts: int = 0,
+) -> dict[str, Any]:
+    """The content of `result.json` (design section 6).
+
+    Args:
+        config: the run's.
+        costs: inference cost of the parts.
+        outcomes: one of each component, in order.
+        first_step: the step this process group went on from.
+        restarts: how often the group was started again.
+    """
+    wall_s = max(outcome.wall_s for outcome in outcomes)
+    microbatches = config.microbatches
+    trained = microbatches - first_step * config.accumulate
+    return {
+        "components": config.components,
+        "schedule": config.schedule,
+        "delay": config.delay,
+        "accumulate": config.accumulate,
+        "seed": config.seed,
+        "method": config.method,
+        "steps": config.steps,
+        "first_step": first_step,
+        "microbatches": microbatches,
+        "samples": microbatches * config.microbatch_size,
+        "wall_s": wall_s,
+        "total_s": max(outcome.total_s for outcome in outcomes),
+        "samples_per_s": trained * config.microbatch_size / wall_s,
+        "chain": [
+            {"exit": k, **outcome.scores[0], **vars(costs.model(0, k))}
+            for k, outcome in enumerate(outcomes)
+        ],
+        "windows": [
+            {"first": j, "last": i, **outcomes[i].scores[j], **vars(costs.model(j, i))}
+            for j in range(1, len(outcomes))
+            for i in range(j, len(outcomes))
+            if j in outcomes[i].scores
+        ],
+        "staleness_steps": [
+            {"component": o.component, "mean": o.staleness_mean, "max": o.staleness_max}
+            for o in outcomes
+        ],
+        "busy_fraction": [{"component": o.component, "value": o.busy_fraction} for o in outcomes],
+        "restarts": restarts,
+        "git": _commit(),
+        "torch": torch.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """The commit this code was taken from; None outside a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,46 @@
+"""What shape and dtype does a tensor between two modules have?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one sample (no batch dimension), or of one whole tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor, unpadded."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def batched(self, size: int) -> TensorSpec:
+        """The same tensor with a batch dimension of `size` in front."""
+        return TensorSpec((size, *self.shape), self.dtype)
+
+    def __str__(self) -> str:
+        """`float32[16, 128]`, as it stands in error messages and handshakes."""
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """Spec of a whole tensor."""
+    return TensorSpec(tuple(tensor.shape), tensor.dtype)
+
+
+def output_spec(module: nn.Module, sample: TensorSpec) -> TensorSpec:
+    """What `module` makes of one sample, found by a dry run of two samples on the meta device.
+
+    `module` must live on the meta device (build it under `torch.device("meta")`), so nothing is
+    computed and no memory is taken.
+    """
+    with torch.no_grad():
+        out = module(torch.empty((2, *sample.shape), dtype=sample.dtype, device="meta"))
+    return TensorSpec(tuple(out.shape[1:]), out.dtype)

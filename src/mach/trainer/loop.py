@@ -1,0 +1,154 @@
+"""What does a component do from its first step to its last, and who is told?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from mach import schedule
+from mach.config import Config
+from mach.metrics import Task
+from mach.optim import Optimizer
+from mach.results import Outcome
+from mach.schedule import Action, Evaluate, Flush, Step
+from mach.trainer.account import Account
+from mach.trainer.step import Worker
+
+
+class Hooks(Protocol):
+    """What a run wants to know while it trains. All are called between two actions."""
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """A line for the log."""
+
+    def flushed(self, step: int, last: bool) -> None:
+        """Nothing is in flight after optimizer step `step`: the place to save."""
+
+
+def program(
+    config: Config, component: int, test_batches: TestBatches, first_step: int
+) -> Iterator[Action]:
+    """Everything one component does: the schedule, and the evaluations at its flush points."""
+    points = schedule.flush_points(config.steps, config.checkpoint.every, config.eval.every)
+    for action in schedule.actions(
+        config.schedule,
+        config.components,
+        component,
+        config.effective_delay,
+        config.accumulate,
+        config.steps,
+        points,
+        first_step,
+    ):
+        yield action
+        if isinstance(action, Flush):  # saved first: an evaluation may take long
+            yield from _evaluation(config, component, test_batches, action.step)
+
+
+class TestBatches(Protocol):
+    """How many test batches an evaluation of so many samples takes."""
+
+    def test_batches(self, samples: int | None) -> int: ...
+
+
+def _evaluation(
+    config: Config, component: int, batches: TestBatches, step: int
+) -> Iterator[Action]:
+    last = step == config.steps
+    if last or (config.eval.every and step % config.eval.every == 0):
+        samples = None if last else config.eval.samples
+        yield from schedule.evaluation(
+            component,
+            batches.test_batches(samples),
+            windows=last and config.student.enabled,
+            samples=samples,
+        )
+
+
+class Trainer:
+    """Runs a component's program and keeps its account."""
+
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker,
+        optimizers: dict[str, Optimizer],
+        task: Task,
+        actions: Iterator[Action],
+        hooks: Hooks,
+    ) -> None:
+        self.worker = worker
+        self._config, self._task, self._hooks = config, task, hooks
+        self._actions = actions
+        self._optimizer = optimizers["chain"]
+        self._scores: dict[int, dict[str, float]] = {}
+        self._next = next(actions, None)
+        self._step = 0
+        self._wall_s, self._busy_fraction = 0.0, 1.0
+        self._account = Account(worker)
+
+    @property
+    def next(self) -> Action | None:
+        """The action to come; None when the program has ended."""
+        return self._next
+
+    def run(self) -> Outcome:
+        """Train to the end."""
+        while self._next is not None:
+            self.advance()
+        return self.outcome()
+
+    def advance(self) -> None:
+        """Do the next action and tell the hooks."""
+        action = self._next
+        assert action is not None
+        self.worker.run(action)
+        match action:
+            case Step(step):
+                if step % self._config.report.every == 0 or step in (1, self._config.steps):
+                    self._hooks.logged(self._record(step))
+                self._step = step
+            case Flush(step):
+                self._flush(step)
+        self._next = next(self._actions, None)
+        if isinstance(action, Evaluate) and not isinstance(self._next, Evaluate):
+            self._read_scores()
+
+    def outcome(self) -> Outcome:
+        """The account of the whole run."""
+        account = self._account
+        account.settle()
+        return Outcome(
+            component=self.worker.index,
+            scores=self._scores,
+            staleness_mean=account.staleness / max(1, account.backwards),
+            staleness_max=account.staleness_max,
+            busy_fraction=self._busy_fraction,
+            wall_s=self._wall_s,
+            total_s=account.wall_s,
+        )
+
+    def _flush(self, step: int) -> None:
+        last = step == self._config.steps
+        if last:
+            self._wall_s, self._busy_fraction = self._account.wall_s, self._account.busy_fraction
+            # Now, not at the end: neighbours must not sit out each other's final evaluation.
+            self.worker.channels.close_down()
+        self._hooks.flushed(step, last)
+
+    def _record(self, step: int) -> dict[str, Any]:
+        samples = step * self._config.accumulate * self._config.microbatch_size
+        return {
+            "step": step,
+            "microbatch": step * self._config.accumulate,
+            "samples": samples,
+            **self._account.interval(samples),
+            "gradient_norm": self.worker.component.gradient_norm.item(),
+            "lr": self._optimizer.rate(step - 1),
+        }
+
+    def _read_scores(self) -> None:
+        self._scores = {o: s.result(self._task) for o, s in self.worker.scores.items()}
+        self.worker.scores = {}
+        chain = self._scores.get(0, {})
+        self._hooks.logged({"step": self._step, **{f"eval_{key}": v for key, v in chain.items()}})

@@ -1,0 +1,118 @@
+"""How does an action of the schedule become computation and messages?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mach.channels import Channels, Header, Kind
+from mach.component import Component
+from mach.data import Batches
+from mach.errors import DivergedError
+from mach.metrics import Score
+from mach.schedule import Action, Backward, Evaluate, Flush, Forward, Step
+
+
+class Worker:
+    """Carries out component k's actions, one after another."""
+
+    def __init__(
+        self,
+        index: int,
+        component: Component,
+        channels: Channels,
+        batches: Batches,
+        device: torch.device,
+    ) -> None:
+        self.index = index
+        self.component = component
+        self.channels = channels
+        self.scores: dict[int, Score] = {}
+        """Of the evaluation under way, by origin."""
+        self._batches = batches
+        self._device = device
+
+    def ready(self, action: Action) -> bool:
+        """Whether `run` would not have to wait for a neighbour."""
+        channels = self.channels
+        match action:
+            case Forward():
+                ends = (channels.from_child, channels.to_parent)
+            case Backward():
+                ends = (channels.from_parent, channels.to_child)
+            case Evaluate(origin=origin):
+                below = channels.from_child if origin < self.index else None
+                ends = (below, channels.to_parent)
+            case _:
+                ends = (None, None)
+        return all(end is None or end.ready() for end in ends)
+
+    def run(self, action: Action) -> None:
+        """Do one action, waiting for what it needs."""
+        match action:
+            case Forward(microbatch, staleness):
+                self._forward(microbatch, staleness)
+            case Backward(microbatch):
+                self._backward(microbatch)
+            case Step(step):
+                self.check_finite(step - 1)
+                self.component.step()
+            case Evaluate(origin, batch, samples):
+                self._evaluate(origin, batch, samples)
+            case Flush(step):
+                self.check_finite(step)
+
+    def check_finite(self, step: int) -> None:
+        """Stop a run that has diverged.
+
+        Looks at the norm of the last step taken, not of the one to come: by now it has been
+        computed on any device, so training never waits for this.
+        """
+        norm = self.component.gradient_norm.item()
+        if norm != norm or norm == float("inf"):
+            raise DivergedError(
+                f"component {self.index}: expected a finite loss, got a gradient of norm {norm} at "
+                f"step {step}. The last good checkpoint is kept. Lower optim.lr and optim.muon_lr, "
+                "or raise optim.warmup."
+            )
+
+    def _forward(self, microbatch: int, staleness: int) -> None:
+        channels, component = self.channels, self.component
+        header = Header(Kind.TRAIN, microbatch, component.version)
+        x, y = self._batches.train(microbatch)
+        inputs = x if channels.from_child is None else channels.from_child.receive(header)
+        h = component.forward(microbatch, inputs, x, y, staleness)
+        if channels.to_parent is not None:  # before any other work: the parent may be waiting
+            channels.to_parent.send(header, h)
+        if component.student is not None:
+            component.distil(x, inputs, y)
+
+    def _backward(self, microbatch: int) -> None:
+        channels, component = self.channels, self.component
+        header = Header(Kind.TRAIN, microbatch, component.version)
+        from_parent = channels.from_parent
+        gradient = from_parent.receive(header) if from_parent is not None else None
+        child_gradient = component.backward(microbatch, gradient)
+        if channels.to_child is not None and child_gradient is not None:
+            channels.to_child.send(header, child_gradient)
+
+    def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
+        component, channels = self.component, self.channels
+        header = Header(Kind.EVALUATE, batch, component.version, origin)
+        x, y = self._batches.test(batch, samples)
+        if origin < self.index:
+            assert channels.from_child is not None
+            inputs = channels.from_child.receive(header)[: len(y)]
+        else:
+            inputs = x if origin == 0 else component.imitate_child(x)
+        h = component.infer(inputs)
+        score = self.scores.setdefault(origin, Score(self._device))
+        score.add(component.predict(h), component.targets(y))
+        if channels.to_parent is not None:
+            channels.to_parent.send(header, _padded(h, channels.to_parent.edge.payload.shape[0]))
+
+
+def _padded(h: Tensor, rows: int) -> Tensor:
+    """The last test batch may be short; frames have one size."""
+    missing = rows - len(h)
+    return torch.cat([h, h.new_zeros((missing, *h.shape[1:]))]) if missing else h

@@ -1,0 +1,736 @@
+"""Are samples what the files say, drawn as (seed, microbatch) says, and bad files refused?"""
+
+from __future__ import annotations
+
+import gzip
+import multiprocessing
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+import torch
+
+from mach.config import DataConfig, DigitsConfig, IdxConfig, NpzConfig, TextConfig
+from mach.data import Batches, Dataset, cache, check, digits, npz, open_dataset, order
+from mach.errors import DataError
+
+CPU = torch.device("cpu")
+DEADLINE_S = 100.0
+MNIST = Path(__file__).parents[1] / "../shared/data/mnist.npz"
+IDX = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+def arrays(n_train: int = 50, n_test: int = 23) -> Arrays:
+    """Images that can be told apart by their first pixel (0 to 49; 100 and up for testing)."""
+    rng = np.random.default_rng(7)
+    x_train = rng.integers(0, 256, (n_train, 5, 4), dtype=np.uint8)
+    x_test = rng.integers(0, 256, (n_test, 5, 4), dtype=np.uint8)
+    x_train[:, 0, 0] = np.arange(n_train)
+    x_test[:, 0, 0] = 100 + np.arange(n_test)
+    y_train, y_test = np.arange(n_train) % 3, np.arange(n_test) % 3
+    return {
+        "x_train": x_train,
+        "y_train": y_train.astype(np.uint8),
+        "x_test": x_test,
+        "y_test": y_test.astype(np.uint8),
+    }
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return (
+        bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + bytes(array)
+    )
+
+
+def write_npz(folder: Path, content: Arrays) -> NpzConfig:
+    np.savez(folder / "data.npz", **content)
+    return NpzConfig(path=str(folder / "data.npz"), cache=str(folder / "cache"))
+
+
+def write_compressed(folder: Path, content: Arrays) -> NpzConfig:
+    np.savez_compressed(folder / "packed.npz", **content)
+    return NpzConfig(path=str(folder / "packed.npz"), cache=str(folder / "cache"))
+
+
+def write_idx(folder: Path, content: Arrays) -> IdxConfig:
+    for key, name in IDX.items():
+        (folder / name).write_bytes(idx_bytes(content[key]))
+    return IdxConfig(path=str(folder), cache=str(folder / "cache"))
+
+
+def write_idx_gz(folder: Path, content: Arrays) -> IdxConfig:
+    for key, name in IDX.items():
+        (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(content[key])))
+    return IdxConfig(path=str(folder), cache=str(folder / "cache"))
+
+
+def write_text(folder: Path, content: bytes, **options: float) -> TextConfig:
+    (folder / "text.txt").write_bytes(content)
+    return TextConfig(path=str(folder / "text.txt"), **{"context": 8, **options})  # type: ignore[arg-type]
+
+
+def batches(dataset: Dataset, size: int = 16, seed: int = 3) -> Batches:
+    return Batches(dataset, seed, size, CPU)
+
+
+def first_pixels(dataset: Dataset, x: torch.Tensor) -> list[int]:
+    """Undo the standardisation of the pixel that numbers the samples of `arrays`."""
+    return [round(value) for value in (x[:, 0, 0] * dataset.std + dataset.mean).tolist()]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Dataset:
+    return open_dataset(write_npz(tmp_path, arrays()))
+
+
+@pytest.fixture
+def sentence(tmp_path: Path) -> Dataset:
+    """400 bytes to train on and 200 to test on; none of the 251 values repeats nearby."""
+    return open_dataset(
+        write_text(tmp_path, bytes(i % 251 for i in range(600)), test_fraction=1 / 3)
+    )
+
+
+# --- the training stream -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["images", "sentence"])
+def test_a_microbatch_depends_on_seed_and_number_only(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    dataset = request.getfixturevalue(kind)
+    forward = batches(dataset)
+    expected = [forward.train(b) for b in range(12)]
+    other = batches(dataset)
+    for b in [7, 0, 11, 3, 3, 10, 1, 0]:
+        for got, want in zip(other.train(b), expected[b], strict=True):
+            assert torch.equal(got, want)
+    another_seed = batches(dataset, seed=4)
+    assert not torch.equal(another_seed.train(0)[0], expected[0][0])
+
+
+def test_every_epoch_is_a_permutation_and_no_two_are_the_same(images: Dataset) -> None:
+    drawn = batches(images, size=10)  # 5 microbatches of 10 are one epoch of 50
+    epochs = []
+    for epoch in range(4):
+        xs = [drawn.train(b)[0] for b in range(5 * epoch, 5 * epoch + 5)]
+        epochs.append([pixel for x in xs for pixel in first_pixels(images, x)])
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_microbatch_straddles_two_epochs(images: Dataset) -> None:
+    small, large = batches(images, size=1), batches(images, size=16)
+    one_by_one = [first_pixels(images, small.train(position)[0])[0] for position in range(64)]
+    by_sixteen = [pixel for b in range(4) for pixel in first_pixels(images, large.train(b)[0])]
+    assert by_sixteen == one_by_one
+    assert sorted(by_sixteen[:50]) == list(range(50))
+
+
+def test_a_microbatch_may_be_larger_than_several_epochs(images: Dataset) -> None:
+    pixels = first_pixels(images, batches(images, size=120).train(1)[0])  # positions 120 to 239
+    assert sorted(pixels[30:80]) == list(range(50))
+    assert len(pixels) == 120
+
+
+def test_labels_stay_with_their_samples_and_x_keeps_its_shape(images: Dataset) -> None:
+    x, y = batches(images).train(5)
+    assert (x.shape, x.dtype, y.shape, y.dtype) == ((16, 5, 4), torch.float32, (16,), torch.int64)
+    assert y.tolist() == [pixel % 3 for pixel in first_pixels(images, x)]
+
+
+def test_changing_a_microbatch_in_place_does_not_change_the_data(tmp_path: Path) -> None:
+    content = arrays() | {"x_train": arrays()["x_train"].astype(np.float32)}
+    drawn = batches(open_dataset(write_npz(tmp_path, content)))
+    kept = drawn.train(0)[0].clone()
+    drawn.train(0)[0].zero_()
+    assert torch.equal(drawn.train(0)[0], kept)
+
+
+def test_large_data_are_numbered_with_64_bits() -> None:
+    far = order.Order(4, 4, seed=0, stride=2**30).microbatch(0)
+    assert sorted(far.tolist()) == [0, 2**30, 2**31, 3 * 2**30]
+
+
+# --- the test split ------------------------------------------------------------------------------
+
+
+def test_test_batches_are_the_whole_test_split_in_order(images: Dataset) -> None:
+    drawn = batches(images, size=10)
+    parts = [drawn.test(i) for i in range(drawn.test_batches())]
+    assert [len(y) for _, y in parts] == [10, 10, 3]
+    assert [p for x, _ in parts for p in first_pixels(images, x)] == list(range(100, 123))
+    assert torch.cat([y for _, y in parts]).tolist() == [i % 3 for i in range(23)]
+
+
+@pytest.mark.parametrize("labels", [np.arange(200) // 20, np.arange(200) % 10])
+def test_a_part_of_the_test_split_has_every_class_however_it_is_sorted(
+    tmp_path: Path, labels: np.ndarray
+) -> None:
+    content = arrays(n_test=200) | {"y_test": labels}
+    drawn = batches(open_dataset(write_npz(tmp_path, content | {"y_train": np.arange(50) % 10})))
+    parts = [drawn.test(i, 40) for i in range(drawn.test_batches(40))]
+    ys = torch.cat([y for _, y in parts])
+    assert len(ys) == 40
+    assert ys.unique().tolist() == list(range(10))
+    again = [drawn.test(i, 40) for i in range(drawn.test_batches(40))]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(parts, again, strict=True))
+
+
+def test_more_test_samples_than_there_are_means_all(images: Dataset) -> None:
+    drawn = batches(images)
+    assert drawn.test_batches(1000) == drawn.test_batches(None) == 2
+    assert torch.equal(drawn.test(1, 1000)[0], drawn.test(1)[0])
+
+
+def test_a_subset_is_distinct_sorted_and_spread() -> None:
+    chosen = order.subset(1000, 100)
+    assert (chosen // 10).tolist() == list(range(100))
+
+
+# --- standardisation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bool", "u1", "i1", "u2", "i2", ">i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ">f4", ">f8"],
+)
+def test_features_of_any_number_type_are_standardised(tmp_path: Path, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    low = -100 if np.dtype(dtype).kind in "if" else 0
+    x_train = rng.integers(low, 100, (40, 6)).astype(dtype)
+    content = arrays(40) | {"x_train": x_train, "x_test": x_train[:9], "y_test": np.arange(9) % 3}
+    dataset = open_dataset(write_npz(tmp_path, content))
+    check(dataset)
+    drawn = batches(dataset, size=40)
+    wide = x_train.astype(np.float64)
+    expected = torch.from_numpy((wide - wide.mean()) / wide.std()).float()
+    assert drawn.train(0)[0].dtype == torch.float32
+    # Scaling by 1 / std in float32, not dividing in float64, costs a few units of the last place.
+    torch.testing.assert_close(drawn.train(0)[0].sort(0).values, expected.sort(0).values)
+    torch.testing.assert_close(drawn.test(0)[0], expected[:9])
+
+
+def test_fortran_order_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    content = arrays()
+    turned = content | {"x_train": np.asfortranarray(content["x_train"])}
+    for write in (write_npz, write_compressed):
+        dataset = open_dataset(write(tmp_path, turned))
+        assert np.array_equal(dataset.x_train, content["x_train"])
+        assert batches(dataset).train(0)[0].is_contiguous()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e38, 7e-39])
+def test_constant_features_become_zero(tmp_path: Path, value: float) -> None:
+    constant = np.full((50, 3), value, dtype=np.float32)
+    content = arrays() | {"x_train": constant, "x_test": constant[:23]}
+    dataset = open_dataset(write_npz(tmp_path, content))
+    check(dataset)
+    assert dataset.std == 1.0
+    x, _ = batches(dataset).train(0)
+    assert x.isfinite().all()
+    assert x.abs().max() <= 1e-6 * max(1.0, abs(value))
+
+
+def test_statistics_do_not_fall_for_periodic_data(tmp_path: Path) -> None:
+    """Every 4th sample of MNIST has a mean of 31, all have 33: a fixed stride sees it."""
+    x_train = np.tile(np.float32([[0], [0], [0], [1]]), (16384, 1))
+    content = arrays(len(x_train)) | {"x_train": x_train, "x_test": x_train[:23]}
+    assert open_dataset(write_npz(tmp_path, content)).mean == pytest.approx(0.25, abs=0.02)
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [write_npz, write_compressed, write_idx, write_idx_gz])
+def test_every_source_maps_the_same_content(
+    tmp_path: Path, write: Callable[[Path, Arrays], DataConfig]
+) -> None:
+    content = arrays()
+    for _ in ("cold cache", "warm cache"):
+        dataset = open_dataset(write(tmp_path, content))
+        check(dataset)
+        for key, expected in content.items():
+            got = getattr(dataset, key)
+            assert isinstance(got, np.memmap)
+            assert np.array_equal(got, expected)
+        assert dataset.task.classes == 3
+        assert dataset.task.metric == "accuracy"
+        assert dataset.task.sample.shape == (5, 4)
+
+
+def test_what_needs_no_unpacking_is_mapped_in_place(tmp_path: Path) -> None:
+    npz_file = open_dataset(write_npz(tmp_path, arrays())).x_train
+    idx_file = open_dataset(write_idx(tmp_path, arrays())).x_train
+    assert isinstance(npz_file, np.memmap)
+    assert isinstance(idx_file, np.memmap)
+    assert npz_file.filename == tmp_path / "data.npz"
+    assert idx_file.filename == tmp_path / "train-images-idx3-ubyte"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_changed_file_is_unpacked_again(tmp_path: Path) -> None:
+    config = write_compressed(tmp_path, arrays())
+    open_dataset(config)
+    write_compressed(tmp_path, arrays(n_train=51))
+    assert len(open_dataset(config).x_train) == 51
+
+
+def test_idx_names_with_a_dot_are_found(tmp_path: Path) -> None:
+    config = write_idx(tmp_path, arrays())
+    for name in IDX.values():
+        (tmp_path / name).rename(tmp_path / name.replace("-idx", ".idx"))
+    assert np.array_equal(open_dataset(config).x_test, arrays()["x_test"])
+
+
+def test_the_cache_folder_is_the_configs_or_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder(DigitsConfig(cache=str(tmp_path / "own"))) == tmp_path / "own"
+    assert cache.folder(DigitsConfig()) == tmp_path / "xdg" / "mach"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder(DigitsConfig()) == tmp_path / ".cache" / "mach"
+
+
+def test_digits_are_split_disjointly_and_evenly_by_class() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 1797)
+    train, test = digits.split(labels)
+    assert sorted([*train, *test]) == list(range(1797))
+    counts = np.bincount(labels)
+    assert np.abs(np.bincount(labels[test]) - counts / 5).max() <= 0.5
+
+
+def test_digits_come_whole_and_from_the_cache_the_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DigitsConfig(cache=str(tmp_path))
+    cold = open_dataset(config)
+    check(cold)
+    assert (cold.x_train.shape[1:], cold.task.classes) == ((8, 8), 10)
+    assert len(cold.x_train) + len(cold.x_test) == 1797
+    assert int(cold.x_train.max()) == 16
+
+    def not_again() -> None:
+        raise AssertionError("unpacked twice")
+
+    monkeypatch.setattr(digits, "_pack", not_again)
+    warm = open_dataset(config)
+    assert isinstance(warm.x_train, np.memmap)
+    assert np.array_equal(warm.x_train, cold.x_train)
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="optional file ../shared/data/mnist.npz not found")
+def test_mnist_opens_with_its_known_size_and_mean(tmp_path: Path) -> None:
+    dataset = open_dataset(NpzConfig(path=str(MNIST), cache=str(tmp_path)))
+    check(dataset)
+    assert (dataset.x_train.shape, dataset.x_test.shape) == ((60000, 28, 28), (10000, 28, 28))
+    assert dataset.task.classes == 10
+    assert dataset.mean == pytest.approx(33.318, abs=0.5)  # of all; seen are 16,384 samples
+    assert dataset.std == pytest.approx(78.567, abs=0.5)
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_text_targets_are_the_input_shifted_by_one(sentence: Dataset) -> None:
+    drawn = batches(sentence)
+    for x, y in (drawn.train(0), drawn.train(5), drawn.test(0)):
+        assert (x.dtype, y.dtype, x.shape, y.shape) == (torch.int64, torch.int64, (16, 8), (16, 8))
+        assert torch.equal(x[:, 1:], y[:, :-1])
+        assert torch.equal(y, (x + 1) % 251)  # the byte after each in this text
+    assert isinstance(sentence.x_train, np.memmap)
+    assert sentence.task.classes == 256
+    assert sentence.task.metric == "bits_per_byte"
+
+
+def test_text_windows_of_an_epoch_do_not_overlap_and_epochs_are_shifted() -> None:
+    drawn = order.windows(length=403, context=8, microbatch_size=4, seed=0)
+    shifts = set()
+    for epoch in range(200):
+        starts = np.sort(drawn.epoch(epoch))
+        assert len(starts) == drawn.samples == 49
+        assert (np.diff(starts) == 8).all()
+        assert starts[-1] + 8 + 1 <= 403
+        shifts.add(int(starts[0]))
+    assert shifts == set(range(8))
+
+
+@pytest.mark.parametrize("length", range(9, 40))
+def test_text_windows_fit_whatever_the_length(length: int) -> None:
+    drawn = order.windows(length, context=8, microbatch_size=4, seed=0)
+    starts = np.concatenate([drawn.epoch(epoch) for epoch in range(30)])
+    assert starts.min() >= 0
+    assert starts.max() + 8 + 1 <= length
+
+
+def test_text_test_windows_spread_over_the_held_out_part(tmp_path: Path) -> None:
+    text = bytes(100 + i for i in range(100)) + bytes(range(50))  # the last third is held out
+    dataset = open_dataset(write_text(tmp_path, text, test_fraction=1 / 3, test_samples=5))
+    x, y = batches(dataset).test(0)
+    assert x[:, 0].tolist() == [0, 10, 20, 30, 41]
+    assert y[-1, -1] == 49
+    assert batches(dataset).test(0, samples=2)[0].shape == (2, 8)
+
+
+def test_text_has_no_more_test_windows_than_places_for_them(tmp_path: Path) -> None:
+    dataset = open_dataset(write_text(tmp_path, bytes(range(60)), test_fraction=0.5))
+    drawn = batches(dataset, size=100)
+    assert drawn.test_batches() == 1
+    assert drawn.test(0)[0][:, 0].tolist() == list(range(30, 52))
+
+
+def test_one_window_of_text_is_enough(tmp_path: Path) -> None:
+    drawn = batches(open_dataset(write_text(tmp_path, bytes(range(18)), test_fraction=0.5)))
+    assert torch.equal(drawn.train(3)[0], torch.arange(8).expand(16, 8))
+    assert torch.equal(drawn.test(0)[1], torch.arange(10, 18)[None])
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def damaged(config: DataConfig, damage: Callable[[bytes], bytes], name: str = "") -> DataConfig:
+    assert isinstance(config, NpzConfig | TextConfig)
+    file = Path(config.path) / name
+    file.write_bytes(damage(file.read_bytes()))
+    return config
+
+
+def with_member(folder: Path, content: bytes, compression: int) -> NpzConfig:
+    """A sound zip whose x_train is not a sound array."""
+    config = write_npz(folder, arrays())
+    with zipfile.ZipFile(config.path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["x_train.npy"] = content
+    with zipfile.ZipFile(config.path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return config
+
+
+def npy(array: np.ndarray) -> bytes:
+    return npz.npy_header(array.dtype, array.shape) + array.tobytes()
+
+
+def without(key: str) -> Arrays:
+    return {name: array for name, array in arrays().items() if name != key}
+
+
+def flip(data: bytes) -> bytes:
+    """Bytes in the first member's compressed data turned around."""
+    return data[:90] + bytes(255 - byte for byte in data[90:110]) + data[110:]
+
+
+OBJECTS = np.array([[{}], [None]], dtype=object)
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+NPZ, IDX_IMAGES, GZ = "data.npz", IDX["x_train"], IDX["x_train"] + ".gz"
+
+BAD_FILES: dict[str, tuple[Callable[[Path], DataConfig], str, str]] = {
+    # case: (what makes the config, the file that must be named, what must be said of it)
+    "no npz": (lambda p: NpzConfig(path=str(p / NPZ)), NPZ, "found nothing"),
+    "folder for npz": (lambda p: NpzConfig(path=str(p)), "", "found a folder"),
+    "npz is text": (
+        lambda p: damaged(write_npz(p, arrays()), lambda data: b"hello"),
+        NPZ,
+        "not a zip file",
+    ),
+    "npz is empty": (
+        lambda p: damaged(write_npz(p, arrays()), lambda data: b""),
+        NPZ,
+        "not a zip file",
+    ),
+    "npz cut short": (
+        lambda p: damaged(write_npz(p, arrays()), lambda data: data[:-30]),
+        NPZ,
+        "not a zip file",
+    ),
+    "npz header damaged": (
+        lambda p: damaged(write_npz(p, arrays()), lambda data: b"XX" + data[2:]),
+        f"{NPZ}: x_train",
+        "header is damaged",
+    ),
+    "compressed npz damaged": (
+        lambda p: damaged(write_compressed(p, arrays()), flip),
+        "packed.npz: x_train",
+        "cannot be read",
+    ),
+    "missing key": (lambda p: write_npz(p, without("y_test")), NPZ, "y_test is missing among"),
+    "no keys at all": (lambda p: write_npz(p, {}), NPZ, "x_train is missing among none"),
+    "member cut short": (
+        lambda p: with_member(p, npy(arrays()["x_train"])[:-9], STORED),
+        f"{NPZ}: x_train",
+        "expected 1000 bytes for uint8[50, 5, 4]; got 991",
+    ),
+    "compressed member cut short": (
+        lambda p: with_member(p, npy(arrays()["x_train"])[:-9], DEFLATED),
+        f"{NPZ}: x_train",
+        "expected 1000 bytes for uint8[50, 5, 4]; got 991",
+    ),
+    "member is no array": (
+        lambda p: with_member(p, b"hello", STORED),
+        f"{NPZ}: x_train",
+        "cannot be read",
+    ),
+    "compressed member is no array": (
+        lambda p: with_member(p, b"hello", DEFLATED),
+        f"{NPZ}: x_train",
+        "cannot be read",
+    ),
+    "objects": (
+        lambda p: write_npz(p, arrays() | {"x_train": OBJECTS}),
+        f"{NPZ}: x_train",
+        "Python objects",
+    ),
+    "compressed objects": (
+        lambda p: write_compressed(p, arrays() | {"y_test": OBJECTS}),
+        "packed.npz: y_test",
+        "Python objects",
+    ),
+    "words": (
+        lambda p: write_npz(p, arrays() | {"x_train": np.array([["cat"]])}),
+        f"{NPZ}: x_train",
+        "expected numbers; got <U3",
+    ),
+    "no samples": (
+        lambda p: write_npz(p, arrays(n_test=0)),
+        f"{NPZ}: x_test",
+        "at least one sample",
+    ),
+    "empty samples": (
+        lambda p: write_npz(p, arrays() | {"x_train": np.zeros((50, 0))}),
+        f"{NPZ}: x_train",
+        "shape [50, 0]",
+    ),
+    "one number": (
+        lambda p: write_npz(p, arrays() | {"y_train": np.array(3)}),
+        f"{NPZ}: y_train",
+        "shape []",
+    ),
+    "samples without axes": (
+        lambda p: write_npz(p, arrays() | {"x_train": np.arange(50)}),
+        f"{NPZ}: x_train",
+        "expected images or vectors",
+    ),
+    "float labels": (
+        lambda p: write_npz(p, arrays() | {"y_train": np.zeros(50)}),
+        f"{NPZ}: y_train",
+        "got float64[50]",
+    ),
+    "one-hot labels": (
+        lambda p: write_npz(p, arrays() | {"y_test": np.zeros((23, 3), dtype=int)}),
+        f"{NPZ}: y_test",
+        "got int64[23, 3]",
+    ),
+    "other lengths": (
+        lambda p: write_npz(p, arrays() | {"y_train": np.zeros(49, dtype=int)}),
+        NPZ,
+        "50 in x_train and 49 in y_train",
+    ),
+    "other sample shapes": (
+        lambda p: write_npz(p, arrays() | {"x_test": np.zeros((23, 4, 5))}),
+        NPZ,
+        "[5, 4] and [4, 5]",
+    ),
+    "labels that are no classes": (
+        lambda p: write_npz(p, arrays() | {"y_train": np.full(50, 2**40)}),
+        f"{NPZ}: y_train",
+        "labels up to 1099511627776",
+    ),
+    "no idx folder": (lambda p: IdxConfig(path=str(p / "none")), "none", "found nothing"),
+    "file for idx folder": (
+        lambda p: IdxConfig(path=write_npz(p, arrays()).path),
+        NPZ,
+        "found a file",
+    ),
+    "idx file missing": (lambda p: IdxConfig(path=str(p)), "", IDX_IMAGES),
+    "idx wrong magic": (
+        lambda p: damaged(write_idx(p, arrays()), lambda data: b"\x89PNG" + data, IDX_IMAGES),
+        IDX_IMAGES,
+        "it begins with 89 50 4e 47",
+    ),
+    "idx empty": (
+        lambda p: damaged(write_idx(p, arrays()), lambda data: b"", IDX_IMAGES),
+        IDX_IMAGES,
+        "it begins with nothing",
+    ),
+    "idx header cut short": (
+        lambda p: damaged(write_idx(p, arrays()), lambda data: data[:7], IDX_IMAGES),
+        IDX_IMAGES,
+        "ends within its header",
+    ),
+    "idx cut short": (
+        lambda p: damaged(write_idx(p, arrays()), lambda data: data[:-9], IDX_IMAGES),
+        IDX_IMAGES,
+        "expected 1000 bytes for uint8[50, 5, 4]; got 991",
+    ),
+    "idx too long": (
+        lambda p: damaged(write_idx(p, arrays()), lambda data: data + b"more", IDX_IMAGES),
+        IDX_IMAGES,
+        "got 1004",
+    ),
+    "idx labels where images belong": (
+        lambda p: damaged(
+            write_idx(p, arrays()), lambda d: idx_bytes(np.zeros(50, "u1")), IDX_IMAGES
+        ),
+        "x_train",
+        "expected images or vectors",
+    ),
+    "gz is not gzip": (
+        lambda p: damaged(write_idx_gz(p, arrays()), gzip.decompress, GZ),
+        GZ,
+        "cannot be read",
+    ),
+    "gz cut short": (
+        lambda p: damaged(write_idx_gz(p, arrays()), lambda data: data[:-20], GZ),
+        GZ,
+        "cannot be read",
+    ),
+    "gz content cut short": (
+        lambda p: damaged(
+            write_idx_gz(p, arrays()), lambda d: gzip.compress(gzip.decompress(d)[:-9]), GZ
+        ),
+        GZ,
+        "got 991",
+    ),
+    "no text": (lambda p: TextConfig(path=str(p / "none.txt")), "none.txt", "found nothing"),
+    "folder for text": (lambda p: TextConfig(path=str(p)), "", "found a folder"),
+    "empty text": (lambda p: write_text(p, b""), "text.txt", "it is empty"),
+    "text too short to train": (
+        lambda p: write_text(p, b"x" * 80, test_fraction=0.9),
+        "text.txt",
+        "context + 1 = 9 bytes to train on and to test on; got 8 and 72",
+    ),
+    "text too short to test": (lambda p: write_text(p, b"x" * 80), "text.txt", "got 72 and 8"),
+    "home of nobody": (lambda p: NpzConfig(path="~no-such-user/f"), "no-such-user", "home"),
+    "cache cannot be a folder": (
+        lambda p: NpzConfig(path=write_compressed(p, arrays()).path, cache=f"{p}/packed.npz/c"),
+        "packed.npz/c",
+        "Set data.cache",
+    ),
+}
+
+BAD_VALUES: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "nan": (
+        {"x_train": np.where(np.arange(150).reshape(50, 3) < 101, 1.0, np.nan)},
+        "x_train: expected finite numbers within float32; got nan at sample 33, position [2]",
+    ),
+    "inf in float16": (
+        {
+            "x_train": np.zeros((50, 2), dtype=np.float16),
+            "x_test": np.where(np.arange(46).reshape(23, 2) == 44, -np.inf, 0).astype(np.float16),
+        },
+        "x_test: expected finite numbers within float32; got -inf at sample 22, position [0]",
+    ),
+    "beyond float32": (
+        {"x_train": np.full((50, 1), 1e300), "x_test": np.zeros((23, 1))},
+        "x_train: expected finite numbers within float32; got 1e+300 at sample 0, position [0]",
+    ),
+    "negative label": (
+        {"y_train": np.arange(50) - 1},
+        "y_train: expected labels 0 to 48; got -1 at index 0",
+    ),
+    "test label that training has not": (
+        {"y_test": np.arange(23)},
+        "y_test: expected labels 0 to 2; got 3 at index 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
+    make, name, problem = BAD_FILES[case]
+    config = make(tmp_path)
+    with pytest.raises(DataError) as caught:
+        open_dataset(config)
+    message = str(caught.value)
+    assert name in message
+    assert str(tmp_path) in message or case == "home of nobody"
+    assert problem in message
+    assert "\n" not in message
+    left = tmp_path / "cache"
+    assert not left.exists() or not list(left.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 5, 200])
+@pytest.mark.parametrize("write", [write_compressed, write_idx_gz])
+def test_a_damaged_cache_is_refused_by_name(
+    tmp_path: Path, write: Callable[[Path, Arrays], DataConfig], keep_bytes: int
+) -> None:
+    config = write(tmp_path, arrays())
+    open_dataset(config)
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:keep_bytes])
+    with pytest.raises(
+        DataError, match=rf"unpacked as {tmp_path}/cache/.*delete it if mach put it"
+    ):
+        open_dataset(config)
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_place(tmp_path: Path, case: str) -> None:
+    change, problem = BAD_VALUES[case]
+    content = arrays() | change
+    if content["x_test"].shape[1:] != content["x_train"].shape[1:]:
+        content["x_test"] = content["x_train"][:23]
+    dataset = open_dataset(write_npz(tmp_path, content))
+    with pytest.raises(DataError) as caught:
+        check(dataset)
+    assert f"{tmp_path / 'data.npz'}: {problem}" in str(caught.value)
+
+
+def test_a_bad_value_is_found_beyond_the_first_chunk(tmp_path: Path) -> None:
+    x_train = np.zeros((1100, 1024), dtype=np.float32)  # 4.4 MB, chunks have 4 MiB
+    x_train[1090, 5] = np.inf
+    content = arrays(n_train=1100) | {"x_train": x_train, "x_test": x_train[:23]}
+    with pytest.raises(DataError, match=r"got inf at sample 1090, position \[5\]"):
+        check(open_dataset(write_npz(tmp_path, content)))
+
+
+def test_given_classes_bound_the_labels(tmp_path: Path) -> None:
+    config = write_npz(tmp_path, arrays())
+    config.classes = 2
+    dataset = open_dataset(config)
+    assert dataset.task.classes == 2
+    with pytest.raises(DataError, match="y_train: expected labels 0 to 1; got 2 at index 2"):
+        check(dataset)
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+
+def _open_together(config: NpzConfig, barrier: multiprocessing.synchronize.Barrier) -> None:
+    barrier.wait(DEADLINE_S)
+    dataset = open_dataset(config)
+    for key, expected in arrays().items():
+        assert np.array_equal(getattr(dataset, key), expected), key
+
+
+def test_four_processes_may_fill_the_cache_at_once(tmp_path: Path) -> None:
+    config = write_compressed(tmp_path, arrays())
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(4)
+    processes = [spawn.Process(target=_open_together, args=(config, barrier)) for _ in range(4)]
+    deadline = monotonic() + DEADLINE_S
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(deadline - monotonic())
+        assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".npy"] * 4

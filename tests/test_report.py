@@ -1,0 +1,678 @@
+"""What does a run tell, and does telling it ever cost the run anything?"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mach.config import Config, ReportConfig
+from mach.errors import MachError
+from mach.report import wandb_mode
+from mach.report.console import Progress, result_table
+from mach.report.jsonl import Follower, JsonLines
+from mach.report.reporter import Reporter, build
+from mach.report.wandb_sink import WandbSink, run_id
+
+DEADLINE_S = 60.0
+
+
+def record(step: int, **more: Any) -> dict[str, Any]:
+    """A line as the trainer writes it."""
+    return {
+        "step": step,
+        "microbatch": 4 * step,
+        "samples": 64 * step,
+        "wall_s": 0.1 * step,
+        "loss": 2.3 / step,
+        "student_loss": None,
+        "gradient_norm": 0.9,
+        "lr": 1e-3,
+        "staleness_steps": 2.0,
+        "wait_child_ms": 0.0,
+        "wait_parent_ms": 1.5,
+        "busy_fraction": 0.93,
+        "samples_per_s": 2364.0,
+        "bytes_up": 1024,
+        "bytes_down": 1024,
+    } | more
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a user who is not logged in to wandb."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    clean |= {"HOME": str(home), "NETRC": str(home / ".netrc"), "PYTHONUNBUFFERED": "1"}
+    return clean | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | more
+
+
+# --- jsonl ------------------------------------------------------------------------------------
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
+    sink.log(record(1))
+    assert lines(tmp_path / "log.jsonl") == [record(1)]
+    sink.close()
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
+    sink.log({"step": 1, "loss": float("nan"), "norms": [float("inf"), 1.0]})
+    sink.close()
+    assert lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": None, "norms": [None, 1.0]}]
+
+
+def test_resume_drops_later_steps_and_a_half_written_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(record(n)) + "\n" for n in (1, 2, 3, 4)) + '{"step": 2, "lo')
+    sink = JsonLines(path, resume_step=2)
+    sink.log(record(3, loss=0.5))
+    sink.close()
+    assert lines(path) == [record(1), record(2), record(3, loss=0.5)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_resume_does_not_touch_a_log_that_ends_where_it_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(record(1)) + "\n")
+    before = path.stat()
+    JsonLines(path, resume_step=1).close()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_kill_9_leaves_whole_lines_and_at_most_one_partial(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    code = """
+import itertools, sys
+from pathlib import Path
+from mach.report.jsonl import JsonLines
+sink = JsonLines(Path(sys.argv[1]), 0)
+for step in itertools.count(1):
+    sink.log({"step": step, "loss": 0.1, "text": "x" * 2000})
+    if step == 200:
+        print("200 lines", flush=True)
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(tmp_path)) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"200 lines\n"
+        child.send_signal(signal.SIGKILL)
+    *whole, rest = path.read_bytes().split(b"\n")
+    steps = [json.loads(line)["step"] for line in whole]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= 200
+    JsonLines(path, resume_step=150).close()  # and the next life mends what is left
+    assert [line["step"] for line in lines(path)] == list(range(1, 151)), rest
+
+
+def test_a_full_disk_is_named_with_file_and_step(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
+    sink._file.close()
+    named = r"log\.jsonl: the line of step 40 could not be written: No space left"
+    full = Path("/dev/full")
+    with full.open("wb", buffering=0) as sink._file, pytest.raises(MachError, match=named):
+        sink.log(record(40))
+
+
+def test_the_follower_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    follower = Follower(path)
+    assert follower.read() == []
+    path.write_text('{"step": 1}\n{"step"')
+    assert follower.read() == [{"step": 1}]
+    assert follower.read() == []
+    with path.open("a") as file:
+        file.write(': 2}\nnot json\n{"step": 3}\n')
+    assert follower.read() == [{"step": 2}, {"step": 3}]
+
+
+def test_the_follower_reads_a_rewritten_log_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    follower = Follower(path)
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (1, 2, 3)))
+    assert len(follower.read()) == 3
+    sink = JsonLines(path, resume_step=1)
+    sink.log({"step": 2, "again": True})
+    sink.close()
+    assert follower.read() == [{"step": 1}, {"step": 2, "again": True}]
+
+
+# --- wandb: when ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "environ", "expected"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", {"WANDB_API_KEY": "k"}, "online"),
+        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "online"}, "online"),
+        ("auto", {"WANDB_MODE": "disabled"}, "off"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+        ("online", {"WANDB_MODE": "disabled"}, "online"),
+        ("off", {"WANDB_API_KEY": "k"}, "off"),
+    ],
+)
+def test_only_auto_listens_to_the_environment(
+    mode: str, environ: dict[str, str], expected: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert wandb_mode.resolve(mode, environ, tmp_path) == expected
+
+
+def test_a_login_is_a_netrc_entry_for_the_server_in_use(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password k\n")
+    assert wandb_mode.resolve("auto", {}, tmp_path) == "online"
+    own = {"WANDB_BASE_URL": "https://wandb.example.org"}
+    assert wandb_mode.resolve("auto", own, tmp_path) == "offline"
+    (tmp_path / ".netrc").write_text("machine")
+    assert wandb_mode.resolve("auto", {}, tmp_path) == "offline"
+
+
+def test_wandb_offline_of_the_command_line_is_heeded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
+    assert wandb_mode.resolve("auto", {"WANDB_API_KEY": "k"}, tmp_path) == "offline"
+
+
+def test_an_unknown_wandb_mode_is_reported_and_stays_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = {"WANDB_API_KEY": "k", "WANDB_MODE": "shared"}
+    assert wandb_mode.resolve("auto", environ, tmp_path) == "offline"
+    assert "WANDB_MODE" in caplog.text
+
+
+def test_off_never_imports_wandb(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from mach.config import Config, ReportConfig
+from mach.report import build
+with build(Config(report=ReportConfig(wandb="off")), Path(sys.argv[1]), 0, 0) as reporter:
+    reporter.log({"step": 1, "loss": 0.5})
+found = [name for name in ("wandb", "torch", "hydra") if name in sys.modules]
+assert not found, found
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, env=environment(tmp_path), check=True, timeout=DEADLINE_S)
+    assert [path.name for path in tmp_path.iterdir()] == ["component-0.jsonl"]
+
+
+# --- wandb: the real thing ----------------------------------------------------------------------
+
+ONE_COMPONENT = """
+import json, sys
+from pathlib import Path
+from mach.config import Config
+from mach.report import build
+run_dir, component, resume_step, records = json.loads(sys.argv[1])
+with build(Config(components=2), Path(run_dir), component, resume_step) as reporter:
+    for record in records:
+        reporter.log(record)
+"""
+
+
+def start(
+    run_dir: Path, component: int, resume_step: int, records: list[dict[str, Any]]
+) -> subprocess.Popen[bytes]:
+    arguments = json.dumps([str(run_dir), component, resume_step, records])
+    return subprocess.Popen(
+        [sys.executable, "-c", ONE_COMPONENT, arguments],
+        env=environment(run_dir.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def said(child: subprocess.Popen[bytes]) -> bytes:
+    """Wait for a component to end well; what did it write on the terminal?"""
+    with child:
+        output, _ = child.communicate(timeout=DEADLINE_S)
+    assert child.returncode == 0, output.decode()
+    return output
+
+
+def inspect(path: Path) -> list[dict[str, Any]]:
+    """Records of a .wandb file, read by wandb itself."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    found = subprocess.run(
+        command, env=environment(path.parent), capture_output=True, timeout=DEADLINE_S, check=False
+    )
+    if b"No such command" in found.stderr:
+        pytest.skip("this wandb is older than 0.31 and has no `wandb leet inspect`")
+    assert found.returncode == 0, found.stderr.decode()
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def test_offline_wandb_has_one_run_per_component_in_one_group(tmp_path: Path) -> None:
+    run_dir = tmp_path / "my run"
+    run_dir.mkdir()
+    logged = {
+        k: [record(n, **({"student_loss": 0.1 * n} if k else {})) for n in (50, 100)]
+        for k in (0, 1)
+    }
+    for k in logged:
+        logged[k].append({"step": 100, "eval_loss": 0.25, "eval_accuracy": 0.9})
+    children = [start(run_dir, k, 0, logged[k]) for k in logged]
+    assert [said(child) for child in children] == [b"", b""]
+    # A second life of component 1 goes on with the same run.
+    assert said(start(run_dir, 1, 100, [record(150)])) == b""
+
+    files = sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 3
+    runs, histories = {}, {}
+    for file in files:
+        records = inspect(file)
+        (run,) = [r["run"] for r in records if r["type"] == "run"]
+        history = [r["history"]["item"] for r in records if r["type"] == "history"]
+        defined = [r["metric"] for r in records if r["type"] == "metric"]
+        assert {"glob_name": "*", "step_metric": "optimizer_step"}.items() <= defined[-1].items()
+        assert records[-1]["type"] != "history"
+        runs.setdefault(run["display_name"], []).append(run)
+        histories.setdefault(run["display_name"], []).extend(history)
+
+    assert sorted(runs) == ["my run-0", "my run-1"]
+    for k, name in enumerate(sorted(runs)):
+        for run in runs[name]:
+            assert run["run_group"] == "my run"
+            assert run["job_type"] == "component"
+            assert run["project"] == "mach"
+            assert run["run_id"] == run_id("my run", k, run_dir)
+            assert run["config"]["update"]["component"] == k
+            assert run["config"]["update"]["components"] == 2
+        expected = {key for line in logged[k] for key, value in line.items() if value is not None}
+        assert expected - {"step"} <= {key for line in histories[name] for key in line}
+        assert ("student_loss" in {key for line in histories[name] for key in line}) == (k == 1)
+    assert [line["optimizer_step"] for line in histories["my run-0"]] == [50, 100, 100]
+    assert sorted(line["optimizer_step"] for line in histories["my run-1"]) == [50, 100, 100, 150]
+    losses = {
+        line["optimizer_step"]: line["loss"] for line in histories["my run-0"] if "loss" in line
+    }
+    assert losses == {50: record(50)["loss"], 100: record(100)["loss"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the service is found through /proc")
+def test_a_server_that_never_answers_holds_up_neither_close_nor_exit(tmp_path: Path) -> None:
+    # wandb 0.31.0 alone kept this process for 91 s, most of it in its exit hook.
+    code = """
+import os, socket, sys, threading, time
+from pathlib import Path
+server = socket.create_server(("127.0.0.1", 0))
+os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+os.environ["WANDB_API_KEY"] = "a" * 40
+from mach.config import Config
+from mach.report import build
+reporter = build(Config(), Path(sys.argv[1]), 0, 0)
+reporter.log({"step": 1, "loss": 0.5})
+server.settimeout(40)
+asking = server.accept()  # never answered
+sink = reporter._sinks[1]
+start = time.monotonic()
+sink.close(timeout_s=0.2)
+assert time.monotonic() - start < 10
+assert not sink._thread.is_alive()
+print("closed", flush=True)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        output, errors = child.communicate(timeout=DEADLINE_S)
+    assert child.returncode == 0, errors.decode()
+    assert output == b"closed\n"
+    assert b"not finished within 0.2 s and is given up" in errors
+    assert errors.count(b"\n") == 1, errors.decode()
+    assert len(lines(tmp_path / "component-0.jsonl")) == 1
+
+
+def test_a_server_that_cannot_be_reached_leaves_the_run_on_disk(tmp_path: Path) -> None:
+    # wandb 0.31.0 does not free the id of a run that failed to start: the second, offline start
+    # was refused with "run ID .. is in use" until the service was restarted in between.
+    code = """
+import os, socket, sys
+from pathlib import Path
+with socket.create_server(("127.0.0.1", 0)) as closed:
+    os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{closed.getsockname()[1]}"
+os.environ["WANDB_API_KEY"] = "a" * 40
+from mach.config import Config
+from mach.report import build, wandb_sink
+wandb_sink.START_TIMEOUT_S = 1.0
+with build(Config(), Path(sys.argv[1]), 0, 0) as reporter:
+    reporter.log({"step": 1, "loss": 0.5})
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment(tmp_path),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert child.stdout == b""
+    assert b"cannot go online" in child.stderr
+    assert child.stderr.count(b"\n") == 1, child.stderr.decode()
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    (row,) = [r["history"]["item"] for r in inspect(file) if r["type"] == "history"]
+    assert (row["optimizer_step"], row["loss"]) == (1, 0.5)
+
+
+# --- wandb: when it is slow or broken, by a stand-in --------------------------------------------
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.exit_code: int | None = None
+        self.may_finish = threading.Event()
+        self.may_finish.set()
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None: ...
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.logged.append(row)
+
+    def finish(self, exit_code: int) -> None:
+        assert self.may_finish.wait(DEADLINE_S)
+        self.exit_code = exit_code
+
+
+class FakeWandb(ModuleType):
+    """wandb as far as the sink knows it."""
+
+    Settings = SimpleNamespace
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.run = FakeRun()
+        self.modes: list[str] = []
+        self.fails: tuple[str, ...] = ()
+        self.may_start = threading.Event()
+        self.may_start.set()
+
+    def setup(self, settings: Any) -> None: ...
+
+    def teardown(self, exit_code: int = 0) -> None: ...
+
+    def init(self, mode: str, **_: Any) -> FakeRun:
+        assert self.may_start.wait(DEADLINE_S)
+        self.modes.append(mode)
+        if mode in self.fails:
+            raise RuntimeError(f"no {mode} today")
+        return self.run
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    return fake
+
+
+def sink(tmp_path: Path, mode: str = "offline", capacity: int = 1000) -> WandbSink:
+    return WandbSink(mode, "mach", "run", 0, {}, tmp_path, resume=False, capacity=capacity)
+
+
+def test_a_wandb_that_cannot_start_disturbs_nobody_and_is_reported_once(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb.fails = ("offline",)
+    file = JsonLines(tmp_path / "log.jsonl", resume_step=0)
+    broken = sink(tmp_path)
+    with Reporter([broken, file]) as reporter:
+        for step in (1, 2, 3):
+            reporter.log(record(step))
+        broken._thread.join(DEADLINE_S)
+        reporter.log(record(4))
+    assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+    assert [entry.levelname for entry in caplog.records] == ["WARNING"]
+    assert "RuntimeError: no offline today" in caplog.text
+
+
+def test_log_does_not_wait_for_wandb_to_start(wandb: FakeWandb, tmp_path: Path) -> None:
+    wandb.may_start.clear()
+    slow = sink(tmp_path)
+    for step in range(1, 101):
+        slow.log(record(step))
+    assert wandb.modes == []  # all logged, and wandb has not even begun
+    wandb.may_start.set()
+    slow.close()
+    assert [row["optimizer_step"] for row in wandb.run.logged] == list(range(1, 101))
+    assert "step" not in wandb.run.logged[0]
+    assert "student_loss" not in wandb.run.logged[0]
+    assert wandb.run.exit_code == 0
+
+
+def test_a_full_queue_drops_lines_and_counts_them(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb.may_start.clear()
+    small = sink(tmp_path, capacity=3)
+    for step in (1, 2, 3, 4, 5):
+        small.log(record(step))
+    wandb.may_start.set()
+    small.close()
+    assert small.dropped == 2
+    assert "2 lines of run run-0 were dropped" in caplog.text
+
+
+def test_a_wandb_that_does_not_finish_is_given_up_at_the_deadline(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb.run.may_finish.clear()
+    stuck = sink(tmp_path)
+    stuck.log(record(1))
+    stuck.close(timeout_s=0.05)
+    assert "not finished within 0.05 s and is given up" in caplog.text
+    wandb.run.may_finish.set()
+    stuck._thread.join(DEADLINE_S)
+
+
+def test_a_machine_without_a_way_out_keeps_the_run_offline(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb.fails = ("online",)
+    online = sink(tmp_path, mode="online")
+    online.log(record(1))
+    online.close()
+    assert wandb.modes == ["online", "offline"]
+    assert len(wandb.run.logged) == 1
+    assert "cannot go online (no online today)" in caplog.text
+
+
+def test_an_exception_in_the_training_marks_the_run_as_failed(
+    wandb: FakeWandb, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError), Reporter([sink(tmp_path)]):
+        raise ZeroDivisionError
+    assert wandb.run.exit_code == 1
+
+
+def test_run_ids_differ_by_component_and_by_folder_and_stay_the_same(tmp_path: Path) -> None:
+    a, b = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    ids = [run_id("run", 0, a), run_id("run", 1, a), run_id("run", 0, b)]
+    assert len(set(ids)) == 3
+    assert run_id("run", 0, a) == ids[0]
+    assert not set("/\\#?%: ") & set(run_id("lr=0.1, seed: 1/2 #3?", 0, a))
+    assert len(run_id("x" * 200, 12, a)) <= 64
+
+
+def test_build_writes_the_components_own_file(tmp_path: Path) -> None:
+    config = Config(report=ReportConfig(wandb="off"))
+    with build(config, tmp_path, component=2, resume_step=0) as reporter:
+        reporter.log(record(1))
+    assert lines(tmp_path / "component-2.jsonl") == [record(1)]
+
+
+def test_a_sink_that_cannot_close_does_not_keep_the_others_open(tmp_path: Path) -> None:
+    class Broken:
+        def log(self, record: dict[str, Any]) -> None: ...
+
+        def close(self, failed: bool = False) -> None:
+            raise RuntimeError("no")
+
+    first, last = (JsonLines(tmp_path / f"{n}.jsonl", 0) for n in (1, 2))
+    with pytest.raises(RuntimeError, match="no"):
+        Reporter([first, Broken(), last]).close()
+    assert first._file.closed
+    assert last._file.closed
+
+
+# --- console ------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A real terminal of 100 x 24, and what has been written on it."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
+        self.file = os.fdopen(theirs, "w")
+        self.console = Console(file=self.file)
+        self.text = ""
+
+    def read_until(self, *wanted: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not all(text in self.text for text in wanted):
+            left = deadline - time.monotonic()
+            assert select.select([self._ours], [], [], max(left, 0))[0], f"{wanted}: {self.text!r}"
+            self.text += os.read(self._ours, 65536).decode()
+
+    def rest(self) -> str:
+        """What is left to read, without waiting."""
+        found = b""
+        while select.select([self._ours], [], [], 0)[0]:
+            found += os.read(self._ours, 65536)
+        return found.decode()
+
+    def close(self) -> None:
+        self.file.close()
+        os.close(self._ours)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    found = Terminal()
+    yield found
+    found.close()
+
+
+def test_progress_shows_one_line_per_component_and_leaves_the_terminal_clean(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    with Progress(tmp_path, components=2, steps=40, console=terminal.console):
+        terminal.read_until("component 0", "component 1", "0/40")  # nothing is logged yet
+        logs = [JsonLines(tmp_path / f"component-{k}.jsonl", 0) for k in (0, 1)]
+        logs[0].log(record(12, loss=1.25))
+        logs[1].log(record(13, loss=1.5, student_loss=0.75, staleness_steps=0.0))
+        logs[1].log({"step": 13, "eval_loss": 0.3, "eval_accuracy": 0.9})
+        terminal.read_until("12/40", "loss  1.250", "student      -", "stale  2", "2,364/s")
+        terminal.read_until("13/40", "loss  1.500", "student  0.750", "stale  0")
+        logs[0].log(record(40))  # seen although the run ends at once
+        for log in logs:
+            log.close()
+    terminal.text += terminal.rest()
+    assert "40/40" in terminal.text
+    assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")  # cursor is back
+    assert terminal.text.endswith("\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")  # both lines are erased
+    assert "mach-progress" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_disabled_progress_writes_nothing_on_a_terminal(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    JsonLines(tmp_path / "component-0.jsonl", 0).close()
+    with Progress(tmp_path, 1, 40, enabled=False, console=terminal.console):
+        pass
+    assert terminal.rest() == ""
+
+
+@pytest.mark.parametrize("colour", [None, "1"])
+def test_progress_is_silent_where_there_is_no_terminal(
+    colour: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With FORCE_COLOR, as many CI machines set it, rich takes a pipe for a terminal.
+    if colour:
+        monkeypatch.setenv("FORCE_COLOR", colour)
+    pipe = io.StringIO()
+    with Progress(tmp_path, 1, 40, console=Console(file=pipe)):
+        pass
+    assert pipe.getvalue() == ""
+
+
+def test_a_log_that_cannot_be_read_ends_the_progress_and_not_the_run(
+    terminal: Terminal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "component-0.jsonl").mkdir()
+    with Progress(tmp_path, 1, 40, console=terminal.console):
+        pass
+    assert "progress: no longer shown" in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def result(**metric: float) -> dict[str, Any]:
+    row = {"loss": 0.1234, "params": 34567, "flops": 1234567} | metric
+    return {
+        "components": 2,
+        "wall_s": 81.24,
+        "samples_per_s": 2364.2,
+        "chain": [{"exit": k} | row for k in (0, 1)],
+        "windows": [{"first": 1, "last": 1} | row],
+        "staleness_steps": [{"component": 0, "mean": 2.0, "max": 2}, {"component": 1, "mean": 0.0}],
+    }
+
+
+def printed(result: dict[str, Any], width: int = 100) -> list[str]:
+    """The table as a pipe sees it, cells separated by single spaces."""
+    pipe = io.StringIO()
+    Console(file=pipe, width=width).print(result_table(result))
+    assert "\x1b" not in pipe.getvalue()
+    assert max(map(len, pipe.getvalue().splitlines())) <= width
+    return [" ".join(line.replace("│", " ").split()) for line in pipe.getvalue().splitlines()]
+
+
+def test_the_table_has_a_row_per_exit_and_window_and_marks_the_top() -> None:
+    rows = printed(result(accuracy=0.9664))
+    assert "chain 0..0 96.64 0.1234 34,567 1.23 M" in rows
+    assert "chain 0..1 (top exit) 96.64 0.1234 34,567 1.23 M" in rows
+    assert "window 1..1 96.64 0.1234 34,567 1.23 M" in rows
+    assert "2,364 samples/s, 81.2 s" in rows
+    assert "staleness in steps, component 0 first: 2, 0" in rows
+    assert printed(result(accuracy=0.9664), width=80)
+
+
+def test_the_table_of_a_language_model_has_bits_per_byte() -> None:
+    rows = printed(result(bits_per_byte=2.5041))
+    assert any("bits per byte" in row for row in rows)
+    assert "chain 0..1 (top exit) 2.504 0.1234 34,567 1.23 M" in rows
+
+
+def test_the_table_of_a_run_that_could_not_evaluate_still_prints() -> None:
+    assert printed(result() | {"chain": [], "windows": [], "samples_per_s": None})
