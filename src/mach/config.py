@@ -143,7 +143,7 @@ class TextConfig(DataConfig):
 class HeadConfig:
     """The local classifier g_k on every component's activation."""
 
-    weight: float = 0.0
+    weight: float = 0.1
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
     so at 0 it is a probe: every exit can be used and the chain does not know of it. The top
     component always has 1."""
@@ -225,7 +225,8 @@ class TransportConfig:
     """gloo (CPU; or CUDA through pinned host memory, components may share a GPU), nccl (one GPU per
     component), or auto: nccl where each component has a GPU of its own, else gloo."""
     credits: int | None = None
-    """W: frames that may be on their way on one edge before its sender waits. None: delay + 1."""
+    """W: frames that may be on their way on one edge before its sender waits. None takes the
+    least: delay + 1 (2 under sync). More suits links with a long round trip."""
     timeout_s: float = 120.0
     """Longest wait for a message from a neighbour."""
     start_timeout_s: float = 120.0
@@ -233,8 +234,6 @@ class TransportConfig:
 
     def __post_init__(self) -> None:
         _one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
-        if self.credits is not None:
-            _at_least("transport.credits", self.credits, 1)
         for key in ("timeout_s", "start_timeout_s"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(
@@ -364,6 +363,8 @@ class Config:
                 f"components: expected at most model.depth={depth}, one block each; "
                 f"got {self.components}. Ask for fewer components or a deeper model."
             )
+        if self.transport.credits is not None:
+            _at_least("transport.credits", self.transport.credits, self._least_credits)
         if self.feedback == 0 and self.head.weight == 0 and self.components > 1:
             raise ConfigError(
                 "head.weight: expected more than 0 because feedback=0 leaves the bodies below the "
@@ -373,8 +374,12 @@ class Config:
     @property
     def credits(self) -> int:
         """W: frames that may be under way on one edge."""
-        if self.transport.credits is not None:
-            return self.transport.credits
+        return self.transport.credits or self._least_credits
+
+    @property
+    def _least_credits(self) -> int:
+        # A child is up to 2 d microbatches ahead of the gradients it takes. Both edges of a link
+        # must hold them, or child and parent wait for each other.
         return (self.delay if self.schedule == "delayed" else 1) + 1
 
     @property

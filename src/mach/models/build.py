@@ -48,17 +48,17 @@ def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
     return body
 
 
-def build_head(family: Family, activation: TensorSpec, component: int, seed: int) -> nn.Module:
-    """Head g_k on an activation of this shape."""
-    return seeded(seed, "head", component, lambda: family.head(activation))
+def build_head(family: Family, activation: TensorSpec, blocks: range, seed: int) -> nn.Module:
+    """Head of the component that has these blocks, on its output."""
+    return seeded(seed, "head", blocks.stop, lambda: family.head(activation))
 
 
 def build_student(
-    family: Family, activation: TensorSpec, component: int, config: Config
+    family: Family, activation: TensorSpec, blocks: range, config: Config
 ) -> nn.Module:
-    """Student s_k, k >= 1, of a child with an activation of this shape."""
+    """Student of the component that has these blocks; it predicts what comes into them."""
     return seeded(
-        config.seed, "student", component, lambda: family.student(activation, config.student)
+        config.seed, "student", blocks.start, lambda: family.student(activation, config.student)
     )
 
 

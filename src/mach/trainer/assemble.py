@@ -47,12 +47,14 @@ class Assembly:
                 for blocks, spec in zip(self.bodies, inputs, strict=False)
             ]
             heads = [
-                Cost(*cost(build_head(self.family, spec, k, 0), spec))
-                for k, spec in enumerate(self.activations)
+                Cost(*cost(build_head(self.family, spec, blocks, 0), spec))
+                for blocks, spec in zip(self.bodies, self.activations, strict=True)
             ]
             if self.config.student.enabled:
                 for k in range(1, self.config.components):
-                    student = build_student(self.family, self.activations[k - 1], k, self.config)
+                    student = build_student(
+                        self.family, self.activations[k - 1], self.bodies[k], self.config
+                    )
                     students[k] = Cost(*cost(student, self.task.sample))
         return Costs(bodies, heads, students)
 
@@ -60,7 +62,8 @@ class Assembly:
         """Component k on its device, and its optimizers by what they train."""
         config, top = self.config, k == self.config.components - 1
         body = build_body(self.family, self.bodies[k], config.seed).to(device)
-        head = build_head(self.family, self.activations[k], k, config.seed).to(device)
+        head = build_head(self.family, self.activations[k], self.bodies[k], config.seed)
+        head = head.to(device)
         chain = self._chain_optimizer(k, body, head if top else None)
         optimizers = {"chain": chain}
         head_optimizer = None
@@ -102,7 +105,8 @@ class Assembly:
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
         config = self.config
-        network = build_student(self.family, self.activations[k - 1], k, config).to(device)
+        network = build_student(self.family, self.activations[k - 1], self.bodies[k], config)
+        network = network.to(device)
         optimizer = Optimizer(
             _named("student", network),
             student_config(config.optim, config.student),

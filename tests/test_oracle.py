@@ -1,0 +1,252 @@
+"""The chain in one process, compared with `loss.backward()` on the whole network."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mach.component.losses import target_loss
+from mach.config import from_mapping
+from mach.data import Batches, Dataset
+from mach.errors import ConfigError
+from mach.metrics import Task
+from mach.optim import Optimizer
+from mach.shapes import TensorSpec
+from mach.trainer import Oracle
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Four Gaussian clouds in 10 dimensions: 256 samples to train on, 36 to test."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, 4, 292)
+    x = (random.normal(size=(4, 10))[y] + 0.5 * random.normal(size=(292, 10))).astype("f4")
+    return Dataset(
+        x_train=x[:256],
+        y_train=y[:256],
+        x_test=x[256:],
+        y_test=y[256:],
+        task=Task(TensorSpec((10,)), 4, "accuracy"),
+        mean=0.0,
+        std=1.0,
+        test_samples=36,
+        description="clouds",
+    )
+
+
+def make(components=3, **overrides):
+    values = {
+        "components": components,
+        "delay": 0,
+        "accumulate": 2,
+        "steps": 6,
+        "microbatch_size": 8,
+        "model": {"name": "mlp", "width": 12, "blocks": 1},
+        "head": {"weight": 0.0},
+        "student": {"enabled": False},
+        "optim": {"clip": 0.0},
+    }
+    for key, value in overrides.items():
+        values[key] = (
+            {**values[key], **value} if key in values and isinstance(value, dict) else value
+        )
+    return from_mapping(values)
+
+
+def train(config, dataset):
+    oracle = Oracle(config, dataset)
+    result = oracle.run()
+    return oracle, result
+
+
+def weights(oracle, part="body"):
+    return {
+        f"{t.worker.index}.{name}": value.clone()
+        for t in oracle.trainers
+        for name, value in t.worker.component.modules()[part].state_dict().items()
+    }
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def back_propagation(config, dataset):
+    """Ordinary training of the whole network: one forward, `loss.backward()`, one step."""
+    oracle = Oracle(config, dataset)  # for its first weights and its optimizers, no more
+    components = [t.worker.component for t in oracle.trainers]
+    top = components[-1]
+    network = nn.Sequential(*(c.body for c in components), top.head)
+    updates = [c._update for c in components]
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    for step in range(config.steps):
+        for b in range(step * config.accumulate, (step + 1) * config.accumulate):
+            x, y = batches.train(b)
+            (target_loss(network(x), y) / config.accumulate).backward()
+        for update in updates:
+            update.step(step)
+    return weights(oracle)
+
+
+@pytest.mark.parametrize(
+    ("components", "schedule", "accumulate", "optimizer"),
+    product([1, 2, 3, 4], ["delayed", "sync"], [1, 4], ["muon", "adamw", "sgd"]),
+)
+def test_without_delay_it_is_back_propagation_bit_by_bit(
+    dataset, components, schedule, accumulate, optimizer
+):
+    config = make(components, schedule=schedule, accumulate=accumulate, optim={"name": optimizer})
+    trained, _ = train(config, dataset)
+    assert_same(weights(trained), back_propagation(config, dataset))
+
+
+def test_the_cut_does_not_change_the_network(dataset):
+    """One process with four blocks, or four with one each: the same first and last weights."""
+    whole, _ = train(make(1, model={"depth": 4}), dataset)
+    parts, _ = train(make(4, model={"depth": 4}), dataset)
+
+    def by_block(w):
+        return {name.partition(".")[2]: value for name, value in w.items()}
+
+    assert_same(by_block(weights(whole)), by_block(weights(parts)))
+
+
+@pytest.mark.parametrize(("schedule", "delay"), [("sync", 0), ("delayed", 0), ("delayed", 2)])
+@pytest.mark.parametrize("replay", ["recompute", "stash"])
+def test_students_leave_the_chain_as_it_is_bit_by_bit(dataset, schedule, delay, replay):
+    common = {"schedule": schedule, "delay": delay, "replay": replay, "head": {"weight": 0.1}}
+    without, alone = train(make(**common), dataset)
+    with_students, result = train(make(**common, student={"enabled": True}), dataset)
+    assert_same(weights(without), weights(with_students))
+    assert_same(weights(without, "head"), weights(with_students, "head"))
+    assert alone["chain"] == result["chain"]
+    assert [(w["first"], w["last"]) for w in result["windows"]] == [(1, 1), (1, 2), (2, 2)]
+
+
+def test_probes_leave_the_chain_as_it_is_bit_by_bit(dataset):
+    """At head.weight 0 a head learns and its body does not know: same weights as without."""
+    config = make(2, delay=1)
+    untrained = weights(Oracle(config, dataset), "head")
+    trained, _ = train(config, dataset)
+    assert_same(weights(trained), delayed_reference(config, dataset, replay="recompute"))
+    probe = weights(trained, "head")
+    assert not torch.equal(probe["0.1.weight"], untrained["0.1.weight"])
+
+
+def delayed_reference(config, dataset, replay):
+    """Two components under `delayed`, written out by hand: component 0 is 2 d microbatches late."""
+    oracle = Oracle(config, dataset)
+    low, high = (t.worker.component for t in oracle.trainers)
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    lag, m, total = 2 * config.delay, config.accumulate, config.microbatches
+    sent_back, seen, graphs = {}, {}, {}
+    step_low = step_high = 0
+    for b in range(total + lag):
+        if b < total:
+            x, y = batches.train(b)
+            # h is made with the weights the child has now; the parent is never late.
+            snapshot = {
+                n: p.detach().clone().requires_grad_() for n, p in low.body.named_parameters()
+            }
+            graph = torch.func.functional_call(low.body, snapshot, (x,))
+            graphs[b], seen[b] = (graph, snapshot), x
+            h = graph.detach().requires_grad_()
+            (target_loss(high.head(high.body(h)), y) / m).backward()
+            sent_back[b] = h.grad
+            if (b + 1) % m == 0:
+                high._update.step(step_high)
+                step_high += 1
+        late = b - lag
+        if late >= 0:
+            if replay == "recompute":
+                low.body(seen[late]).backward(sent_back[late])
+            else:
+                graph, snapshot = graphs[late]
+                grads = torch.autograd.grad(graph, list(snapshot.values()), sent_back[late])
+                for p, g in zip(low.body.parameters(), grads, strict=True):
+                    p.grad = g if p.grad is None else p.grad + g
+            if (late + 1) % m == 0:
+                low._update.step(step_low)
+                step_low += 1
+    return weights(oracle)
+
+
+@pytest.mark.parametrize("replay", ["recompute", "stash"])
+@pytest.mark.parametrize("delay", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_delayed_is_the_algorithm_written_out_by_hand(dataset, replay, delay, accumulate):
+    config = make(2, delay=delay, accumulate=accumulate, replay=replay)
+    trained, result = train(config, dataset)
+    assert_same(weights(trained), delayed_reference(config, dataset, replay))
+    assert result["staleness_steps"][1]["max"] == 0
+    assert result["staleness_steps"][0]["max"] == min(-(-2 * delay // accumulate), config.steps - 1)
+
+
+def test_stash_and_recompute_differ_only_where_something_is_stale(dataset):
+    def pair(**common):
+        return [
+            weights(train(make(2, replay=r, **common), dataset)[0]) for r in ("recompute", "stash")
+        ]
+
+    assert_same(*pair(delay=1, accumulate=4, steps=1))
+    stale = pair(delay=1, accumulate=1)
+    assert any(not torch.equal(stale[0][name], stale[1][name]) for name in stale[0])
+
+
+def test_feedback_0_trains_every_component_on_its_own_loss(dataset):
+    """The lowest component of a cut chain learns as it does alone."""
+    cut, _ = train(make(3, feedback=0, head={"weight": 1.0}, delay=1), dataset)
+    alone, _ = train(make(1), dataset)
+    lowest = {n: v for n, v in weights(cut).items() if n.startswith("0.")}
+    # Alone, clipping aside, head and body are stepped by one optimizer; AdamW and Muon do not mix
+    # parameters, so the body's weights are the same.
+    assert_same(lowest, weights(alone))
+
+
+def test_a_run_can_be_repeated_bit_by_bit(dataset):
+    config = make(3, delay=2, student={"enabled": True})
+    (first, a), (second, b) = train(config, dataset), train(config, dataset)
+    assert_same(weights(first), weights(second))
+    assert_same(weights(first, "head"), weights(second, "head"))
+    assert a["windows"] == b["windows"]
+
+
+@pytest.mark.parametrize("credits", [3, 4, 9])
+def test_the_number_of_credits_changes_no_number(dataset, credits):
+    config = make(4, delay=2, transport={"credits": credits})
+    trained, _ = train(config, dataset)
+    assert_same(weights(trained), weights(train(make(4, delay=2), dataset)[0]))
+
+
+@pytest.mark.parametrize("schedule", ["sync", "delayed"])
+@pytest.mark.parametrize("components", [2, 3, 5, 8])
+@pytest.mark.parametrize("delay", [0, 1, 3])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_least_credits_never_lock(dataset, schedule, components, delay, accumulate):
+    """The oracle would find every component waiting for another."""
+    config = make(components, schedule=schedule, delay=delay, accumulate=accumulate, steps=4)
+    train(config, dataset)
+
+
+def test_fewer_credits_than_the_schedule_needs_are_refused():
+    with pytest.raises(ConfigError, match="credits: expected 3 or more; got 2"):
+        make(2, delay=2, transport={"credits": 2})
+
+
+def test_clipping_warm_up_and_rates_follow_their_formulas():
+    weight = nn.Parameter(torch.zeros(2))
+    config = make(optim={"name": "sgd", "lr": 0.5, "momentum": 0.0, "clip": 1.0, "warmup": 0.2})
+    optimizer = Optimizer([("w", weight)], config.optim, steps=10, tau=3.0)
+    weight.grad = torch.tensor([3.0, 4.0])
+    norm = optimizer.step(0)
+    assert norm == 5.0
+    # warm-up 1/2 of the way, rate by staleness (1 + 3)^-1 at the first step
+    torch.testing.assert_close(weight.detach(), -0.5 * 0.5 / 4 * torch.tensor([0.6, 0.8]))
+    assert optimizer.rate(9) == pytest.approx(0.5 * 0.5 * (1 + np.cos(np.pi * 7 / 8)))
+    assert weight.grad is None
