@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from clouds import clouds, make, weights
 from mach.component.losses import target_loss
-from mach.config import from_mapping
-from mach.data import Batches, Dataset
+from mach.data import Batches
 from mach.errors import ConfigError
-from mach.metrics import Task
 from mach.optim import Optimizer
-from mach.shapes import TensorSpec
 from mach.trainer import Oracle
 
 CPU = torch.device("cpu")
@@ -21,54 +19,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def dataset():
-    """Four Gaussian clouds in 10 dimensions: 256 samples to train on, 36 to test."""
-    random = np.random.default_rng(0)
-    y = random.integers(0, 4, 292)
-    x = (random.normal(size=(4, 10))[y] + 0.5 * random.normal(size=(292, 10))).astype("f4")
-    return Dataset(
-        x_train=x[:256],
-        y_train=y[:256],
-        x_test=x[256:],
-        y_test=y[256:],
-        task=Task(TensorSpec((10,)), 4, "accuracy"),
-        mean=0.0,
-        std=1.0,
-        test_samples=36,
-        description="clouds",
-    )
-
-
-def make(components=3, **overrides):
-    values = {
-        "components": components,
-        "delay": 0,
-        "accumulate": 2,
-        "steps": 6,
-        "microbatch_size": 8,
-        "model": {"name": "mlp", "width": 12, "blocks": 1},
-        "head": {"weight": 0.0},
-        "student": {"enabled": False},
-        "optim": {"clip": 0.0},
-    }
-    for key, value in overrides.items():
-        values[key] = (
-            {**values[key], **value} if key in values and isinstance(value, dict) else value
-        )
-    return from_mapping(values)
+    return clouds()
 
 
 def train(config, dataset):
     oracle = Oracle(config, dataset)
     result = oracle.run()
     return oracle, result
-
-
-def weights(oracle, part="body"):
-    return {
-        f"{t.worker.index}.{name}": value.clone()
-        for t in oracle.trainers
-        for name, value in t.worker.component.modules()[part].state_dict().items()
-    }
 
 
 def assert_same(a, b):

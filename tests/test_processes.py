@@ -1,0 +1,117 @@
+"""K processes over gloo, compared with the oracle: the same weights, bit by bit."""
+
+import time
+from datetime import timedelta
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from clouds import clouds, make, weights
+from mach.channels import connect, links
+from mach.data import Batches
+from mach.trainer import Assembly, Oracle, Trainer, Worker, program
+from mach.trainer.oracle import Quiet
+
+CPU = torch.device("cpu")
+RANKS = 4
+DEADLINE_S = 60
+
+GRID = list(product([1, 2, 3, 4], [0, 1, 2], [1, 4], ["recompute", "stash"]))
+CASES = [
+    make(
+        components,
+        delay=delay,
+        accumulate=accumulate,
+        replay=replay,
+        steps=4,
+        head={"weight": 0.1},
+        optim={"clip": 1.0},
+    )
+    for components, delay, accumulate, replay in GRID
+] + [
+    make(4, schedule="sync", accumulate=4, steps=3),
+    make(3, delay=2, student={"enabled": True}, steps=5, eval={"every": 2}),
+    make(3, feedback=0, head={"weight": 1.0}, delay=1),
+    make(2, delay=1, optim={"precision": "bf16"}),
+    make(4, delay=1, transport={"credits": 7}),
+]
+
+
+def rank(index: int, port: int, folder: Path) -> None:
+    """Train component `index` of every case and save its weights and scores."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("localhost", port, timeout=timedelta(seconds=DEADLINE_S))
+    dataset = clouds()
+    for number, config in enumerate(CASES):
+        if index >= config.components:
+            continue
+        assembly = Assembly(config, dataset.task)
+        component, optimizers = assembly.component(index, CPU)
+        channels = connect(
+            links(assembly.payloads(), config.credits, config.feedback),
+            index,
+            dist.PrefixStore(f"case/{number}", store),
+            CPU,
+            "gloo",
+            config.transport,
+            identity={"case": str(number)},
+            incarnation=0,
+        )
+        batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+        worker = Worker(index, component, channels, batches, CPU)
+        actions = program(config, index, batches, 0)
+        outcome = Trainer(config, worker, optimizers, dataset.task, actions, Quiet()).run()
+        channels.close_up()
+        parts = {part: module.state_dict() for part, module in component.modules().items()}
+        torch.save((parts, outcome.scores), folder / f"{number}-{index}.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """All cases, trained by one group of processes."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    context = mp.spawn(rank, (store.port, folder), RANKS, join=False)
+    ends = time.monotonic() + 3 * DEADLINE_S
+    try:
+        while not context.join(timeout=1):  # raises what a rank raised
+            assert time.monotonic() < ends, f"the ranks did not end within {3 * DEADLINE_S} s"
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+    return folder
+
+
+def name(number: int) -> str:
+    config = CASES[number]
+    if number < len(GRID):
+        return f"K{config.components}-d{config.delay}-M{config.accumulate}-{config.replay}"
+    return ["sync", "students", "cut", "bf16", "credits"][number - len(GRID)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", range(len(CASES)), ids=name)
+def test_processes_give_the_weights_of_the_oracle_bit_by_bit(trained, number):
+    config = CASES[number]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        oracle = Oracle(config, clouds())
+        result = oracle.run()
+    finally:
+        torch.set_num_threads(threads)
+    for k in range(config.components):
+        parts, scores = torch.load(trained / f"{number}-{k}.pt")
+        for part, state in parts.items():
+            for key, value in weights(oracle, part).items() if part != "student" else []:
+                if key.startswith(f"{k}."):
+                    assert torch.equal(state[key.partition(".")[2]], value), (k, part, key)
+        assert scores[0]["loss"] == result["chain"][k]["loss"]
+        if config.student.enabled and k > 0:
+            student = oracle.trainers[k].worker.component.modules()["student"].state_dict()
+            assert all(torch.equal(parts["student"][key], student[key]) for key in student)
