@@ -63,9 +63,14 @@ def _pair(edge: Edge, store: dist.Store, rank: int, timeout_s: float) -> Pair:
         other = edge.target if rank == _SOURCE else edge.source
         raise ChannelError(
             f"{edge.name}: could not connect to component {other} within {timeout_s:g} s: "
-            f"{str(error).splitlines()[0]}"
+            f"{_reason(error)}"
         ) from error
     return pg
+
+
+def _reason(error: BaseException | None) -> str:
+    """What gloo says, without its source line and its advice."""
+    return str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
 
 
 class _Staging:
@@ -187,9 +192,9 @@ class GlooSender(Sender):
                 self._changed.notify_all()
 
     def _lost(self, header: Header) -> ChannelError:
-        reason = str(self._error).splitlines()[0]
         return PeerLostError(
-            f"{self.edge.name} at {header}: component {self.edge.target} is gone ({reason})"
+            f"{self.edge.name} at {header}: component {self.edge.target} is gone "
+            f"({_reason(self._error)})"
         )
 
 
@@ -255,9 +260,9 @@ class GlooReceiver(Receiver):
             )
             if self._arrived:  # what came before the neighbour went is still good
                 return self._arrived.popleft()
-        reason = str(self._error).splitlines()[0]
         raise PeerLostError(
-            f"{self.edge.name} at {expected}: component {self.edge.source} is gone ({reason})"
+            f"{self.edge.name} at {expected}: component {self.edge.source} is gone "
+            f"({_reason(self._error)})"
         )
 
     def _run(self) -> None:

@@ -12,6 +12,7 @@ notebook as it does in a rank.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -212,8 +213,10 @@ class Component:
 
     # --- details -------------------------------------------------------------------------
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)
+    def _precision(self) -> AbstractContextManager[object]:
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
 
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._precision():
