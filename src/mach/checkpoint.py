@@ -17,13 +17,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mach.component import Component
 from mach.config import Config, fingerprint
@@ -65,7 +64,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dcp warns that it works without a process group: meant so
-        dcp.save(_state(component, optimizers), checkpoint_id=folder, no_dist=True)
+        _dcp().save(_state(component, optimizers), checkpoint_id=folder, no_dist=True)
     return {f"{folder.name}/{f.name}": _digest(f) for f in sorted(folder.iterdir())}
 
 
@@ -118,6 +117,13 @@ def _prune(run_dir: Path, keep: int) -> None:
     for folder in (run_dir / CHECKPOINTS).glob("step-*"):
         if _step_of(folder) < oldest_kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dcp() -> ModuleType:
+    """torch.distributed.checkpoint, imported at the first save: it takes a second, at no start."""
+    import torch.distributed.checkpoint
+
+    return torch.distributed.checkpoint
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -179,19 +185,18 @@ def load(
         CheckpointError: damaged, or of another network: names what differs.
     """
     verify(checkpoint, k)
+    stored = check_fit(checkpoint, k, component)
     folder = checkpoint.path / f"component-{k}"
     modules = _module_tensors(component)
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    _same_tensors(folder, modules, stored)
     optimizer_state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in stored.items()
-        if name.startswith(_OPTIMIZER) and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(_OPTIMIZER)
     }
     random_state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(
+        _dcp().load(
             {**modules, **optimizer_state, _RANDOM: random_state},
             checkpoint_id=folder,
             no_dist=True,
@@ -206,6 +211,19 @@ def load(
         )
     torch.set_rng_state(random_state)
     component.resume(checkpoint.step)
+
+
+def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[str, Any]:
+    """Compare names and shapes with those of component k. Returns what is stored, by name.
+
+    Raises:
+        CheckpointError: the checkpoint is of another network; names the first tensor that differs.
+    """
+    folder = checkpoint.path / f"component-{k}"
+    metadata = _dcp().FileSystemReader(folder).read_metadata()
+    stored: Mapping[str, Any] = metadata.state_dict_metadata
+    _same_tensors(folder, _module_tensors(component), stored)
+    return stored
 
 
 def _same_tensors(folder: Path, here: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
@@ -237,7 +255,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         for key in ("step", "components", "config", "files"):
             manifest[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged: {error!r}. {_ADVICE}") from error
+        said = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(
+            f"{path}: damaged: expected a manifest, got {said}. {_ADVICE}"
+        ) from error
     assert isinstance(manifest, dict)
     return manifest
 

@@ -329,7 +329,7 @@ class Config:
     """gamma: factor on the gradient a parent returns to its child; 0 cuts the chain."""
     replay: str = "recompute"
     """recompute the forward at the present weights, or stash the weight versions in flight."""
-    steps: int = 1000
+    steps: int = 500
     """Optimizer steps."""
     microbatch_size: int = 16
     seed: int = 0
@@ -444,7 +444,8 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{missing[0]}: expected a value; got none. Set {missing[0]}=..")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {said}" if error.full_key else said) from error
     assert isinstance(config, Config)
     return config
 

@@ -8,7 +8,9 @@ before it has imported anything slow.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m mach.train", allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="run folder; set by itself or by mach train")
     parser.add_argument("--component", type=int, help="component; set by itself")
-    parser.add_argument("--launched", action="store_true", help="started by mach train")
+    parser.add_argument("--launcher", type=int, help="process id of the mach train that asked")
     return parser.parse_known_args(argv)
 
 
@@ -31,12 +33,28 @@ def introduce(argv: list[str]) -> None:
     component = os.environ.get("RANK")
     if component is None or options.component is not None:
         return
+    launcher = []
+    if options.launcher is not None:
+        die_with(options.launcher)
+        launcher = [f"--launcher={options.launcher}"]
     run_dir = options.run or _asked_for(overrides) or _agreed_on()
     name = [f"--run={run_dir}", f"--component={component}"]
-    launched = ["--launched"] if options.launched else []
-    command = [sys.executable, "-m", "mach.train", *name, *launched, *overrides]
+    command = [sys.executable, "-m", "mach.train", *name, *launcher, *overrides]
     environment = {**os.environ, RUN_DIR: str(run_dir), COMPONENT: component}
     os.execve(sys.executable, command, environment)
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process when its parent dies, even by kill -9 (Linux only).
+
+    Outlives exec, so it holds from here on: also through the seconds in which torch is imported.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
 
 
 def default_run_dir(started: datetime) -> Path:

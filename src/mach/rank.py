@@ -6,10 +6,7 @@ variables, so a rank cannot tell them apart.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -60,7 +57,8 @@ def join(timeout_s: float) -> Rank:
 
 
 def occupy(rank: Rank, config: Config) -> torch.device:
-    """Take this rank's device, cores and threads."""
+    """Take this rank's device, cores and threads, and its own stream of random numbers."""
+    torch.manual_seed(config.seed * rank.size + rank.index)  # torch begins anew in every process
     if device_kind(config) == "cuda":
         device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))
         torch.cuda.set_device(device)
@@ -97,14 +95,3 @@ def available_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process when its launcher dies, even by kill -9 (Linux only)."""
-    if not sys.platform.startswith("linux"):
-        return
-    set_death_signal = 1
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,11 @@ def result_of(
         "total_s": max(outcome.total_s for outcome in outcomes),
         "samples_per_s": trained * config.microbatch_size / wall_s,
         "chain": [
-            {"exit": k, **outcome.scores[0], **vars(costs.model(0, k))}
+            {"exit": k, **_known(outcome.scores[0]), **vars(costs.model(0, k))}
             for k, outcome in enumerate(outcomes)
         ],
         "windows": [
-            {"first": j, "last": i, **outcomes[i].scores[j], **vars(costs.model(j, i))}
+            {"first": j, "last": i, **_known(outcomes[i].scores[j]), **vars(costs.model(j, i))}
             for j in range(1, len(outcomes))
             for i in range(j, len(outcomes))
             if j in outcomes[i].scores
@@ -109,6 +110,11 @@ def result_of(
         "git": _commit(),
         "torch": torch.__version__,
     }
+
+
+def _known(scores: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no name for the loss of, say, a student that diverged: it becomes null."""
+    return {key: value if math.isfinite(value) else None for key, value in scores.items()}
 
 
 def _commit() -> str | None:

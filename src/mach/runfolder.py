@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,34 @@ from mach.errors import ConfigError, RunFolderError
 CONFIG, RESULT, CHECKPOINTS, LOGS = "config.yaml", "result.json", "checkpoints", "logs"
 
 
-def claim(run_dir: Path, config: Config) -> None:
-    """Make the folder this run's own and write its config.
+def check(run_dir: Path, config: Config) -> Config:
+    """Whether this run may have the folder: a new one, or its own with `resume=auto`.
 
-    A folder that holds a run is only taken with `resume=auto`, and only by the same run.
+    Returns:
+        The config; in its own folder, with the `resume` that the run began from.
 
     Raises:
-        RunFolderError: it cannot be written, or holds another run.
+        RunFolderError: it holds a run, and `resume=auto` was not asked for.
         ConfigError: `resume=auto`, and the run in the folder had another config.
     """
-    if holds_run(run_dir):
-        if config.resume != "auto":
-            raise RunFolderError(
-                f"out={run_dir}: expected a folder without a run, got one with {CONFIG}. "
-                "Choose another `out`, or go on with the run there: resume=auto"
-            )
-        _same_run(run_dir, config)
-        return
+    if not holds_run(run_dir):
+        return config
+    if config.resume != "auto":
+        raise RunFolderError(
+            f"out={run_dir}: expected a folder without a run, got one that holds a run. "
+            "Choose another `out`, or go on with the run there: resume=auto"
+        )
+    before = load(run_dir / CONFIG)
+    _same_run(run_dir, before, config)
+    return replace(config, resume=before.resume or config.resume)
+
+
+def claim(run_dir: Path, config: Config) -> None:
+    """Make the folder this run's own: write the config that its components will read.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / CONFIG, to_yaml(config))
@@ -52,7 +63,10 @@ def claim(run_dir: Path, config: Config) -> None:
 
 def holds_run(run_dir: Path) -> bool:
     """Whether a run lives in this folder."""
-    return (run_dir / CONFIG).exists()
+    try:
+        return (run_dir / CONFIG).exists() or (run_dir / CHECKPOINTS).exists()
+    except OSError:  # below a folder we may not read: `claim` says so
+        return False
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
@@ -71,8 +85,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _same_run(run_dir: Path, config: Config) -> None:
-    before = load(run_dir / CONFIG)
+def _same_run(run_dir: Path, before: Config, config: Config) -> None:
     if fingerprint(before) != fingerprint(config):
         raise ConfigError(
             f"resume=auto: the run in {run_dir} has another config: "

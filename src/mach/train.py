@@ -29,7 +29,7 @@ from mach.errors import ConfigError, MachError, PeerLostError
 from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight, resume_point
 from mach.optim import Optimizer
-from mach.rank import Rank, die_with_parent, join, occupy, transport
+from mach.rank import Rank, join, occupy, transport
 from mach.report.reporter import Reporter
 from mach.report.reporter import build as build_reporter
 from mach.results import Outcome, result_of
@@ -46,7 +46,7 @@ def train(rank: Rank, config: Config, run_dir: Path) -> None:
     dataset = open_dataset(config.data)
     assembly = Assembly(config, dataset.task)
     component, optimizers = assembly.component(k, device)
-    start = checkpoint.latest(run_dir) if rank.restarts else resume_point(config, run_dir)
+    start = resume_point(config, run_dir)
     if start is not None:
         checkpoint.load(start, k, component, optimizers)
     first_step = start.step if start is not None else 0
@@ -141,7 +141,9 @@ def _agree(rank: Rank, run_dir: Path, overrides: list[str]) -> tuple[Config, Pat
                     f"components={rank.size}."
                 )
             if rank.restarts == 0:
-                preflight(config, run_dir, rank.local_size)
+                config = preflight(config, run_dir, rank.local_size)
+            else:
+                config = load(run_dir / runfolder.CONFIG)
             message = {"config": to_yaml(config), "run_dir": str(run_dir)}
         except MachError as error:
             rank.store.set(key, json.dumps({"refused": str(error), "code": error.exit_code}))
@@ -156,8 +158,7 @@ def _agree(rank: Rank, run_dir: Path, overrides: list[str]) -> tuple[Config, Pat
 
 def _run(options: Any, overrides: list[str]) -> None:
     rank = join(_START_TIMEOUT_S)
-    if options.launched:
-        die_with_parent()
+    if options.launcher is not None:
         config, run_dir = load(options.run / runfolder.CONFIG), options.run
     else:
         config, run_dir = _agree(rank, options.run, overrides)
@@ -179,7 +180,8 @@ def main() -> None:
     try:
         _run(options, overrides)
     except MachError as error:
-        print(f"mach: component {options.component}: {error}", file=sys.stderr, flush=True)
+        who = "" if options.component is None else f"component {options.component}: "
+        print(f"mach: {who}{error}", file=sys.stderr, flush=True)
         handler.record_exception(error)
         if isinstance(error, PeerLostError):
             time.sleep(_GRACE_S)  # let the one that fell be found before those it took with it

@@ -5,6 +5,7 @@ Because the job is the whole launch, Hydra's sweepers and launchers work as they
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,38 +15,35 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mach.config import Config, from_mapping
-from mach.errors import MachError
+from mach.errors import ConfigError, MachError
 from mach.introduce import default_run_dir
-from mach.launcher.compose import conf_dir, register_schema
+from mach.launcher.compose import conf_dir, explain, register_schema
 
 
-class JobFailed(CompactHydraException):
-    """A job of a sweep that failed; it has been reported. Hydra goes on, and exits with 1."""
+class JobFailedError(Exception):
+    """A job of a sweep that failed; it has been reported. Hydra goes on with the next."""
 
 
 def main() -> int:
     """Run `mach train` on this process's command line. Returns the exit code."""
     register_schema()
-    started: list[bool] = []
-
-    def job(composed: DictConfig) -> float | None:
-        started.append(True)
-        return _job(composed)
-
-    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise what it refuses, not to print it
+    app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
     try:
         app()
-    except SystemExit as stop:
-        # Hydra ends with 1 for an override it cannot apply; here that is a mistake in the config.
-        if stop.code == 1 and not started:
-            return 2
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"mach: {explain(error)}", file=sys.stderr)
+        return ConfigError.exit_code
+    except JobFailedError as failed:
+        print(f"mach: {failed}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -64,7 +62,7 @@ def _job(composed: DictConfig) -> float | None:
         print(f"mach: {error}", file=sys.stderr, flush=True)
         if sweeping:
             overrides = " ".join(HydraConfig.get().overrides.task)
-            raise JobFailed(f"mach: job {HydraConfig.get().job.num} failed: {overrides}") from None
+            raise JobFailedError(f"job {HydraConfig.get().job.num} failed: {overrides}") from None
         raise SystemExit(error.exit_code) from None
     return float(result["chain"][-1]["loss"])
 

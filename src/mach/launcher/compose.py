@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from mach.config import MODELS, SOURCES, Config, Schema, from_mapping
 from mach.errors import ConfigError
@@ -43,6 +51,55 @@ def compose(overrides: list[str]) -> Config:
             composed = hydra_compose("train", overrides)
             values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error.__cause__ or error).strip()) from error
+        raise ConfigError(explain(error)) from error
     assert isinstance(values, dict)
     return from_mapping({str(key): value for key, value in values.items()})
+
+
+def explain(error: Exception) -> str:
+    """What Hydra or OmegaConf refused, said like every other mistake in the config."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = [name for name in error.options or () if not name.endswith("_schema")]
+        return f"{group}: expected one of {', '.join(options) or 'none at all'}; got {option!r}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: expected key=value; got something that is not. "
+            "Quote a value that has special signs: key='\"a=b\"'"
+        )
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        return (
+            f"{cause.full_key}: expected a key of the config; got one that it does not have. "
+            f"{_did_you_mean(cause.full_key)}All keys: mach train --cfg job"
+        )
+    if isinstance(cause, ValidationError) and cause.full_key:
+        return f"{cause.full_key}: {_first_line(cause)}"
+    return str(cause).strip()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _did_you_mean(key: str) -> str:
+    known = sorted(set(_keys(Config)))
+    if key in known:
+        group = key.partition(".")[0]
+        return f"Another choice of {group} has it: {group}=.. "
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near = near or get_close_matches(key, known, n=3, cutoff=0.7)
+    return f"Did you mean {' or '.join(near)}? " if near else ""
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every key of a config, with those of every model and every data source."""
+    families: dict[str, dict[str, type]] = {"model": {**MODELS}, "data": {**SOURCES}}
+    for field in fields(kind):
+        name = prefix + field.name
+        yield name
+        part = field.default_factory
+        for inner in families.get(name, {name: part}).values():
+            if is_dataclass(inner) and isinstance(inner, type):
+                yield from _keys(inner, f"{name}.")

@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mach import runfolder
 from mach.config import Config
-from mach.errors import MachError, RankFailedError
+from mach.errors import DivergedError, MachError, RankFailedError
 from mach.introduce import RUN_DIR
 from mach.report.console import Progress
 
@@ -37,8 +37,8 @@ def run_gang(config: Config, run_dir: Path) -> dict[str, Any]:
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # ranks set their own number; this mutes a warning
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    command = ["-m", "mach.train", f"--run={run_dir}", "--launched"]
+    _quiet_torch()
+    command = ["-m", "mach.train", f"--run={run_dir}", f"--launcher={os.getpid()}"]
     with Progress(run_dir, config.components, config.steps, config.report.progress):
         try:
             elastic_launch(_group(config, run_dir), sys.executable)(*command)
@@ -70,13 +70,23 @@ def _group(config: Config, run_dir: Path) -> LaunchConfig:
     )
 
 
+def _quiet_torch() -> None:
+    """torch's agent logs every death and signal; here each becomes one message of ours."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _explain(error: ChildFailedError, run_dir: Path, config: Config) -> MachError:
     rank, failure = _first_cause(error.failures)
     killed = failure.exitcode < 0
     reason = f"was ended by {failure.signal_name()}" if killed else _message(failure)
+    reason = reason.removeprefix(f"component {rank}: ")
     done = f"Logs: {run_dir / runfolder.LOGS}."
     if any((run_dir / runfolder.CHECKPOINTS).glob("step-*/manifest.json")):
-        done += f" Go on from the last checkpoint: out={run_dir} resume=auto"
+        diverged = _stored(failure).startswith(DivergedError.__name__)  # it would do so again
+        how = f"resume={run_dir} out=.." if diverged else f"out={run_dir} resume=auto"
+        done += f" Go on from the last checkpoint: {how}"
     failed = RankFailedError(f"component {rank} of {config.components}: {reason}. {done}")
     failed.exit_code = 2 if failure.exitcode == 2 else 1
     return failed

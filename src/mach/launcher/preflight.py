@@ -15,36 +15,42 @@ from mach.topology import transport_of
 from mach.trainer import Assembly
 
 
-def preflight(config: Config, run_dir: Path, places: int) -> None:
+def preflight(config: Config, run_dir: Path, places: int) -> Config:
     """Check devices, data, network and checkpoint, then claim the run folder.
 
     Args:
         places: components on this machine.
 
+    Returns:
+        The config as the components will have it.
+
     Raises:
         MachError: with exit code 2, for the first thing that cannot work; nothing was written.
     """
     _check_devices(config, places)
+    config = runfolder.check(run_dir, config)
     dataset = open_dataset(config.data)
     check(dataset)
-    Assembly(config, dataset.task)
+    assembly = Assembly(config, dataset.task)
     found = resume_point(config, run_dir)
     if found is not None:
         checkpoint.verify(found)
+        _check_fit(found, assembly)
     runfolder.claim(run_dir, config)
+    return config
 
 
 def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
     """The checkpoint this run goes on from, or None for a start from nothing.
 
+    The last one in its own folder, after a death or with `resume=auto`; else the one that
+    `resume=PATH` names.
+
     Raises:
         CheckpointError: there is none where one was named, or it is of another run or network.
     """
-    if config.resume is None:
-        return None
-    if config.resume == "auto":
-        found = checkpoint.latest(run_dir)
-    else:
+    own = found = checkpoint.latest(run_dir)
+    if own is None and config.resume not in (None, "auto"):
         found = checkpoint.find(Path(config.resume))
     if found is None:
         return None
@@ -53,7 +59,7 @@ def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
             f"{found.path}: expected components={config.components}, got a checkpoint of "
             f"{found.manifest['components']}. A checkpoint cannot be cut anew."
         )
-    if config.resume == "auto" and found.manifest["config"] != fingerprint(config):
+    if own is not None and found.manifest["config"] != fingerprint(config):
         source = load(run_dir / runfolder.CONFIG)
         raise CheckpointError(
             f"{found.path}: was made with another config: "
@@ -65,6 +71,14 @@ def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
             "Raise steps."
         )
     return found
+
+
+def _check_fit(found: checkpoint.Checkpoint, assembly: Assembly) -> None:
+    """Refuse a checkpoint of another network here, before the run folder is taken."""
+    meta = torch.device("meta")
+    with meta:  # shapes without numbers
+        for k in range(assembly.config.components):
+            checkpoint.check_fit(found, k, assembly.component(k, meta)[0])
 
 
 def _check_devices(config: Config, places: int) -> None:

@@ -1,7 +1,6 @@
 """The families of networks mach can cut, and how components are built of them."""
 
 from mach.models.build import (
-    activation_specs,
     build_body,
     build_head,
     build_student,
@@ -12,7 +11,6 @@ from mach.models.family import Family
 
 __all__ = [
     "Family",
-    "activation_specs",
     "build_body",
     "build_head",
     "build_student",

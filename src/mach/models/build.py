@@ -17,7 +17,7 @@ from mach.config import Config, MlpConfig
 from mach.metrics import Task
 from mach.models.family import Family
 from mach.models.mlp import Mlp
-from mach.shapes import TensorSpec, output_spec
+from mach.shapes import TensorSpec
 
 
 def family_of(config: Config, task: Task) -> Family:
@@ -60,17 +60,6 @@ def build_student(
     return seeded(
         config.seed, "student", blocks.start, lambda: family.student(activation, config.student)
     )
-
-
-def activation_specs(family: Family, bodies: list[range]) -> list[TensorSpec]:
-    """Shape and dtype of each component's output, one sample of it, by a dry run on meta."""
-    specs: list[TensorSpec] = []
-    spec = family.task.sample
-    with torch.device("meta"):
-        for blocks in bodies:
-            spec = output_spec(build_body(family, blocks, 0), spec)
-            specs.append(spec)
-    return specs
 
 
 def cost(module: nn.Module, sample: TensorSpec) -> tuple[int, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mach.config import StudentConfig
 from mach.metrics import Task
-from mach.shapes import TensorSpec
+from mach.shapes import TensorSpec, output_spec
 
 
 class Family(ABC):
@@ -28,6 +30,21 @@ class Family(ABC):
     @abstractmethod
     def block(self, index: int) -> nn.Module:
         """Block `index` of the whole network, counted from the input."""
+
+    def activations(self, ends: Sequence[int]) -> list[TensorSpec]:
+        """What comes out of the first n blocks, one sample of it, for each n of `ends` (rising).
+
+        Found by a dry run on the meta device. A family that knows its shapes does better to say
+        them: the first meta operation imports a second's worth of torch.
+        """
+        specs: list[TensorSpec] = []
+        with torch.device("meta"):
+            spec = output_spec(self.stem(), self.task.sample)
+            for index in range(ends[-1]):
+                spec = output_spec(self.block(index), spec)
+                if index + 1 in ends:
+                    specs.append(spec)
+        return specs
 
     @abstractmethod
     def head(self, activation: TensorSpec) -> nn.Module:

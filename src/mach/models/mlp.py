@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ class Mlp(Family):
     def block(self, index: int) -> nn.Module:
         width = self._config.width
         return ResidualBlock(width, max(1, round(self._config.expansion * width)))
+
+    def activations(self, ends: Sequence[int]) -> list[TensorSpec]:
+        return [TensorSpec((self._config.width,)) for _ in ends]
 
     def head(self, activation: TensorSpec) -> nn.Module:
         width = prod(activation.shape)

@@ -10,7 +10,6 @@ from mach.config import Config
 from mach.metrics import Task
 from mach.models import (
     Family,
-    activation_specs,
     build_body,
     build_head,
     build_student,
@@ -31,7 +30,7 @@ class Assembly:
         self.task = task
         self.family: Family = family_of(config, task)
         self.bodies = config.bodies()
-        self.activations: list[TensorSpec] = activation_specs(self.family, self.bodies)
+        self.activations = self.family.activations([blocks.stop for blocks in self.bodies])
 
     def payloads(self) -> list[TensorSpec]:
         """What each component sends up, one microbatch of it."""

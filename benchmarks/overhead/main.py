@@ -1,0 +1,189 @@
+"""What do messages, delay, replay and students cost, beside the computation and beside 1F1B?
+
+python benchmarks/overhead/main.py [--quick] [--rounds N] [--out FILE.json]
+python benchmarks/overhead/main.py --markdown [--out FILE.json]    print the README's tables again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import constancy, memory
+from pair import run_pair
+from rich.console import Console
+from rich.markdown import Markdown
+from startup import startup
+from summary import markdown
+from throughput import throughput
+from variants import VARIANTS, Settings, Variant
+from wire import wire
+
+SECTIONS = ("throughput", "wire", "memory", "constancy", "startup")
+QUICK = Settings(width=256, microbatch_size=64, warm_up=8, measured=32, ideal_s=0.6)
+TINY = Settings(depth=2, width=32, microbatch_size=8)
+RESULT = Path(__file__).parent / "result.json"
+_console = Console(stderr=True)
+
+
+def main() -> None:
+    """Measure, or print again what was measured."""
+    options = _options()
+    if options.markdown:
+        print(markdown(json.loads((options.out or RESULT).read_text())))
+        return
+    settings = QUICK if options.quick else Settings()
+    chosen = {"width": options.width, "microbatch_size": options.microbatch_size}
+    settings = replace(settings, **{key: value for key, value in chosen.items() if value})
+    rounds = options.rounds or (2 if options.quick else 5)
+    result: dict[str, Any] = {"environment": environment(), "settings": asdict(settings)}
+    out = options.out or (None if options.quick else RESULT)
+    for section in options.sections:
+        started = time.monotonic()
+        result[section] = _MEASURE[section](settings, rounds, options.quick)
+        _console.print(f"{section}: {time.monotonic() - started:.0f} s")
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1) + "\n")
+    console = Console()
+    console.width = max(console.width, 150)  # the tables are wide
+    console.print(Markdown(markdown(result)))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small network; numbers are rough")
+    parser.add_argument("--rounds", type=int, help="times that every variant takes its turn")
+    parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
+    parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--width", type=int, help="of the residual stream")
+    parser.add_argument("--microbatch-size", type=int)
+    return parser.parse_args()
+
+
+# --- sections -----------------------------------------------------------------------------------
+
+
+def _throughput(settings: Settings, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    # Another order in every round: none always comes after the same.
+    turns = [(7 * number) % len(VARIANTS) for number in range(rounds)]
+    plan = [VARIANTS[turn:] + VARIANTS[:turn] for turn in turns]
+    total, done = rounds * len(VARIANTS), 0
+
+    def told(rank: int, item: Any) -> None:
+        nonlocal done
+        done += rank == 0
+        if rank == 0:
+            _console.print(f"round {item[0] + 1}: {item[1]} ({done} of {total})", highlight=False)
+
+    both = run_pair(throughput, (settings, plan), told=told)
+    out: list[dict[str, Any]] = [{} for _ in range(rounds)]
+    for first, second in zip(*both, strict=True):
+        out[first[0]][first[1]] = [first[2], second[2]]
+    return out
+
+
+def _wire(settings: Settings, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    count = 200 if quick else 1000
+    return [run_pair(wire, (settings, count))[0][0] for _ in range(rounds)]
+
+
+def _memory(settings: Settings, rounds: int, quick: bool) -> dict[str, Any]:
+    short = replace(settings, warm_up=8, measured=24)
+    names = ["delayed, stash, M = 4", "delayed, recompute, student, M = 4"]
+    if not quick:
+        names += ["sync, M = 4", "delayed, recompute, M = 4", "delayed, stash, student, M = 4"]
+    return {
+        name: [items[0] for items in run_pair(memory, (_variant(name), short))] for name in names
+    }
+
+
+def _constancy(settings: Settings, rounds: int, quick: bool) -> dict[str, Any]:
+    at = [400, 2000] if quick else [2000, 4000, 6000, 8000, 10_000]
+    names = ("delayed, recompute, student, M = 4", "delayed, stash, student, M = 4")
+    return {
+        name: [
+            items[0] for items in run_pair(constancy, (_variant(name), TINY, at), silence_s=300.0)
+        ]
+        for name in names
+    }
+
+
+def _startup(settings: Settings, rounds: int, quick: bool) -> dict[str, Any]:
+    count = 1 if quick else min(rounds, 5)
+    found: dict[str, Any] = {}
+    for _ in range(count):
+        for wandb in ("off", "offline"):
+            for first_time in (False, True):
+                name = f"report.wandb={wandb}" + ", data unpacked anew" * first_time
+                times = startup([f"report.wandb={wandb}"], first_time=first_time)
+                found.setdefault(name, []).append(times)
+    return found
+
+
+_MEASURE = {
+    "throughput": _throughput,
+    "wire": _wire,
+    "memory": _memory,
+    "constancy": _constancy,
+    "startup": _startup,
+}
+
+
+def _variant(name: str) -> Variant:
+    return next(variant for variant in VARIANTS if variant.name == name)
+
+
+# --- environment --------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--", "src", "conf")),
+        "date": date.today().isoformat(),
+        "command": " ".join(["python benchmarks/overhead/main.py", *sys.argv[1:]]),
+    }
+
+
+def _cpu() -> str:
+    """Name, family and model: a virtual machine's name alone may say little."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = [line.partition(":")[::2] for line in lines]
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    family, model = fields.get("cpu family"), fields.get("model")
+    return f"{fields.get('model name', platform.machine())} (family {family}, model {model})"
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parents[2]), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    main()

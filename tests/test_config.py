@@ -1,0 +1,226 @@
+"""Which values are refused, and what does a config keep on its way through YAML?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clouds import make
+from mach.config import (
+    Config,
+    DigitsConfig,
+    MlpConfig,
+    fingerprint,
+    from_mapping,
+    from_yaml,
+    to_yaml,
+)
+from mach.errors import ConfigError
+from mach.launcher.compose import compose, conf_dir
+
+CONF = conf_dir()
+GROUPS = ("data", "launch", "method", "model", "optim", "report", "student", "transport")
+WITH_A_PATH = ("npz", "idx", "text")
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"components": 0}, "components: expected 1 or more; got 0"),
+        ({"delay": -1}, "delay: expected 0 or more; got -1"),
+        ({"accumulate": 0}, "accumulate: expected 1 or more"),
+        ({"steps": 0}, "steps: expected 1 or more"),
+        ({"microbatch_size": 0}, "microbatch_size: expected 1 or more"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"feedback": -0.5}, "feedback: expected 0 or more"),
+        ({"feedback": float("nan")}, "feedback: expected 0 or more; got nan"),
+        ({"schedule": "fast"}, "schedule: expected one of sync, delayed.*'fast'"),
+        ({"replay": "never"}, "replay: expected one of recompute, stash"),
+        ({"model": {"depth": 3}}, "components: expected at most model.depth=3.*; got 4"),
+        ({"model": {"blocks": 0}}, "model.blocks: expected 1 or more"),
+        ({"model": {"width": 0}}, "model.width: expected 1 or more"),
+        ({"model": {"name": "cnn"}}, "model.name: expected one of .*'cnn'"),
+        ({"model": {"widht": 3}}, "model.widht: "),
+        ({"data": {"name": "npz"}}, "data.path: expected a value; got none"),
+        ({"data": {"name": "npz", "path": "x", "classes": 1}}, "data.classes: expected 2"),
+        ({"data": {"name": "text", "path": "x", "context": 0}}, "data.context: expected 1"),
+        ({"data": {"name": "text", "path": "x", "test_fraction": 1}}, "test_fraction: expected"),
+        ({"head": {"weight": -1}}, "head.weight: expected 0 or more"),
+        ({"feedback": 0, "head": {"weight": 0}}, "head.weight: expected more than 0"),
+        ({"student": {"mix": 1.5}}, "student.mix: expected 0 to 1; got 1.5"),
+        ({"student": {"lr": float("nan")}}, "student.lr"),
+        ({"optim": {"name": "adma"}}, "optim.name: expected one of muon, adamw, sgd"),
+        ({"optim": {"lr": -1}}, "optim.lr: expected 0 or more"),
+        ({"optim": {"warmup": 2}}, "optim.warmup: expected 0 to 1"),
+        ({"optim": {"precision": "fp8"}}, "optim.precision: expected one of fp32, bf16"),
+        ({"transport": {"name": "mpi"}}, "transport.name: expected one of auto, gloo, nccl"),
+        ({"transport": {"credits": 0}}, "transport.credits: expected"),
+        ({"transport": {"timeout_s": 0}}, "transport.timeout_s: expected seconds above 0"),
+        ({"transport": {"timeout_s": float("inf")}}, "transport.timeout_s"),
+        ({"launch": {"device": "tpu"}}, "launch.device: expected one of auto, cpu, cuda"),
+        ({"launch": {"threads": 0}}, "launch.threads: expected 1 or more"),
+        ({"launch": {"max_restarts": -1}}, "launch.max_restarts: expected 0 or more"),
+        ({"report": {"every": 0}}, "report.every: expected 1 or more"),
+        ({"report": {"wandb": "yes"}}, "report.wandb: expected one of auto, online"),
+        ({"checkpoint": {"every": -1}}, "checkpoint.every: expected 0 or more"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected 1 or more"),
+        ({"eval": {"samples": 0}}, "eval.samples: expected 1 or more"),
+        ({"speed": "high"}, "speed: Key 'speed' not in 'Config'"),
+        ({"delay": "soon"}, "delay: Value 'soon'"),
+    ],
+)
+def test_nonsense_is_refused_and_named(values, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        from_mapping(values)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+# --- what is kept --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        make(2, schedule="sync", resume="auto", out="runs/off"),
+        from_mapping({"data": {"name": "text", "path": "a b.txt"}, "model": {"depth": 9}}),
+        from_mapping({"report": {"wandb": "off"}, "transport": {"credits": 3}, "out": "1"}),
+    ],
+)
+def test_a_config_comes_back_from_yaml_equal(config):
+    assert from_yaml(to_yaml(config)) == config
+    assert fingerprint(from_yaml(to_yaml(config))) == fingerprint(config)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"out": "elsewhere"},
+        {"resume": "auto"},
+        {"transport": {"name": "gloo", "credits": 9}},
+        {"launch": {"threads": 3, "max_restarts": 2}},
+        {"report": {"every": 7, "wandb": "off"}},
+        {"checkpoint": {"keep": 9}},
+        {"data": {"cache": "elsewhere"}},
+    ],
+)
+def test_what_changes_no_number_leaves_the_fingerprint(values):
+    assert fingerprint(from_mapping(values)) == fingerprint(Config())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"components": 3},
+        {"schedule": "sync"},
+        {"delay": 2},
+        {"accumulate": 2},
+        {"feedback": 0.5},
+        {"replay": "stash"},
+        {"steps": 999},
+        {"microbatch_size": 8},
+        {"seed": 1},
+        {"model": {"width": 64}},
+        {"data": {"name": "npz", "path": "x"}},
+        {"head": {"weight": 0.2}},
+        {"student": {"enabled": False}},
+        {"optim": {"lr": 0.5}},
+        {"checkpoint": {"every": 5}},  # a flush: gradients in flight there come at another age
+        {"eval": {"every": 5}},
+    ],
+)
+def test_what_changes_a_number_changes_the_fingerprint(values):
+    assert fingerprint(from_mapping(values)) != fingerprint(Config())
+
+
+# --- what follows from it ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("components", "depth", "cut"),
+    [
+        (1, 5, [range(5)]),
+        (2, 5, [range(3), range(3, 5)]),
+        (3, 5, [range(2), range(2, 4), range(4, 5)]),
+        (4, 4, [range(1), range(1, 2), range(2, 3), range(3, 4)]),
+        (3, 8, [range(3), range(3, 6), range(6, 8)]),
+    ],
+)
+def test_a_depth_is_cut_into_nearly_equal_bodies_the_first_take_the_rest(components, depth, cut):
+    config = from_mapping({"components": components, "model": {"depth": depth}})
+    assert config.bodies() == cut
+
+
+def test_without_a_depth_every_body_has_the_same_blocks():
+    config = replace(Config(), components=3, model=MlpConfig(blocks=2))
+    assert config.bodies() == [range(2), range(2, 4), range(4, 6)]
+
+
+def test_credits_follow_the_delay_and_cover_what_is_in_flight():
+    assert make(2, delay=3).credits == 4
+    assert make(2, schedule="sync", delay=3).credits == 2
+    assert make(2, delay=3, transport={"credits": 7}).credits == 7
+
+
+def test_a_chain_that_is_cut_or_flushed_has_no_delay():
+    assert make(2, delay=3).effective_delay == 3
+    assert make(2, delay=3, schedule="sync").effective_delay == 0
+    assert make(2, delay=3, feedback=0, head={"weight": 1}).effective_delay == 0
+    assert make(2, steps=5, accumulate=3).microbatches == 15
+
+
+# --- conf/ ---------------------------------------------------------------------------------
+
+
+def options() -> list[str]:
+    return [f"{g}={p.stem}" for g in GROUPS for p in sorted((CONF / g).glob("*.yaml"))]
+
+
+def test_every_folder_of_conf_is_a_group_that_is_tested_here():
+    folders = {p.name for p in CONF.iterdir() if p.is_dir()}
+    assert folders - {"experiment"} == set(GROUPS)
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_of_every_group_composes(option):
+    group, _, name = option.partition("=")
+    config = compose([option, *(["data.path=FILE"] if name in WITH_A_PATH else [])])
+    if group == "method":
+        assert config.method == name
+    elif group in ("model", "data", "launch", "optim", "transport"):
+        assert getattr(config, group).name == name
+
+
+def test_the_defaults_of_conf_are_those_of_the_dataclasses():
+    """But for the rate of SGD, `conf/` only repeats them: a notebook gets what the shell gets."""
+    assert compose([]) == Config(model=MlpConfig(), data=DigitsConfig())
+
+
+def test_what_comes_later_wins_and_the_command_line_above_all():
+    assert compose(["method=dgl"]).feedback == 0
+    assert compose(["method=dgl", "feedback=0.5"]).feedback == 0.5
+    assert compose(["method=backprop"]).student.enabled is False
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_opens_with_the_command_that_runs_it(name):
+    first, second, *_ = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    command = second if first.startswith("# @package") else first  # Hydra reads that line
+    found = re.fullmatch(rf"# mach train (experiment={name}\b.*)", command)
+    assert found, command
+    config = compose(found[1].split())
+    assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_yaml_says_what_it_is(path: Path):
+    lines = [x for x in path.read_text().splitlines() if not x.startswith("# @package")]
+    assert lines[0].startswith("# "), path

@@ -1,0 +1,256 @@
+"""Runs as a person starts, watches and stops them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mach.config import from_yaml, load, to_yaml
+from mach.launcher.compose import compose
+from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, lines, result, scores
+from spawn import (
+    MACH,
+    TORCHRUN,
+    TRAIN,
+    Command,
+    assert_none_left,
+    kill,
+    processes_of,
+    rank_of,
+    run,
+)
+
+pytestmark = pytest.mark.timeout(400)
+
+ENDLESS = [*SMALL, "steps=100000", "checkpoint.every=20", "report.every=10", "out=run"]
+"""Ends when the test ends it."""
+
+
+def begun(folder: Path) -> bool:
+    """Whether the run in `folder` has saved its first checkpoint."""
+    return bool(checkpoint_steps(folder / "run"))
+
+
+# --- what a run leaves ---------------------------------------------------------------------
+
+
+def test_a_run_writes_the_result_that_the_design_promises(finished):
+    found = result(finished[0])
+    expected = {
+        "components": 2,
+        "schedule": "delayed",
+        "delay": 1,
+        "accumulate": 4,
+        "seed": 0,
+        "microbatches": 400,
+        "samples": 6400,
+        "restarts": 0,
+    }
+    assert expected.items() <= found.items()
+    assert 0 < found["wall_s"] <= found["total_s"] < 120
+    assert found["samples_per_s"] == pytest.approx(6400 / found["wall_s"])
+    assert [row["exit"] for row in found["chain"]] == [0, 1]
+    assert [(row["first"], row["last"]) for row in found["windows"]] == [(1, 1)]
+    for row in found["chain"] + found["windows"]:
+        assert 0.1 < row["accuracy"] <= 1
+        assert 0 < row["loss"] < 3
+        assert row["params"] > 1000
+        assert row["flops"] > 1000
+    stale = found["staleness_steps"]
+    assert [row["component"] for row in stale] == [0, 1]
+    assert 0 < stale[0]["mean"] <= 0.5  # 2 (K-1-k) d / M; less after each checkpoint
+    assert stale[0]["max"] == 1  # the same, rounded up
+    assert (stale[1]["mean"], stale[1]["max"]) == (0, 0)
+    assert [row["component"] for row in found["busy_fraction"]] == [0, 1]
+    assert all(0 < row["value"] <= 1 for row in found["busy_fraction"])
+    assert re.fullmatch(r"\d+\.\d+\S*", found["torch"])
+    assert found["git"] is None or re.fullmatch("[0-9a-f]{40}", found["git"])
+
+
+def test_a_run_prints_its_result_as_a_table(finished):
+    run_dir, done = finished
+    for words in ("chain 0..0", "chain 0..1 (top exit)", "window 1..1", "accuracy %"):
+        assert words in done.stdout, done
+    assert f"{100 * result(run_dir)['chain'][1]['accuracy']:.2f}" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"Result: {run_dir / 'result.json'}"
+    assert done.stderr == ""
+
+
+def test_every_component_logs_where_its_time_and_messages_went(finished):
+    for k in (0, 1):
+        logged = [line for line in lines(finished[0], k) if "loss" in line]
+        assert [line["step"] for line in logged] == [1, *range(10, 101, 10)]
+        for line in logged:
+            assert line["microbatch"] == 4 * line["step"]
+            assert line["samples"] == 64 * line["step"]
+            for key in ("wall_s", "loss", "gradient_norm", "lr"):
+                assert line[key] > 0, key
+            assert 0 <= line["busy_fraction"] <= 1
+            assert (line["student_loss"] is None) == (k == 0)
+            assert 0 <= line["staleness_steps"] <= (0.5 if k == 0 else 0)
+            assert line["wait_parent_ms" if k == 0 else "wait_child_ms"] >= 0
+            assert line["wait_child_ms" if k == 0 else "wait_parent_ms"] == 0
+            assert (line["bytes_up"] > 0) == (k == 0)
+            assert (line["bytes_down"] > 0) == (k == 1)
+        assert logged[0]["samples_per_s"] is None  # nothing to measure it against
+        assert all(line["samples_per_s"] > 0 for line in logged[1:])
+        last = lines(finished[0], k)[-1]
+        assert last["step"] == 100
+        assert last["eval_accuracy"] == result(finished[0])["chain"][k]["accuracy"]
+
+
+def test_the_config_that_was_saved_is_the_config_that_ran(finished):
+    run_dir, _ = finished
+    saved = load(run_dir / "config.yaml")
+    assert saved == compose([*LONG, f"out={run_dir}"])
+    assert from_yaml(to_yaml(saved)) == saved
+
+
+def test_the_last_two_checkpoints_are_kept(finished):
+    assert checkpoint_steps(finished[0]) == [80, 100]
+    assert sorted(p.name for p in (finished[0] / "checkpoints").iterdir()) == [
+        "step-100",
+        "step-80",
+    ]
+
+
+def test_torchrun_gives_the_same_weights_and_the_same_result(tmp_path, finished):
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train"]
+    done = run([*command, *LONG, "out=run"], tmp_path, OMP_NUM_THREADS="1")
+    assert done.code == 0, done
+    assert_same_tensors(tmp_path / "run/checkpoints/step-100", finished[0] / "checkpoints/step-100")
+    assert scores(tmp_path / "run") == scores(finished[0])
+    assert load(tmp_path / "run" / "config.yaml") == compose([*LONG, "out=run"])
+    assert_none_left(tmp_path)
+
+
+# --- sweeps --------------------------------------------------------------------------------
+
+ONE = [*SMALL, "components=1", "steps=2"]
+"""Starts fastest: one process."""
+
+
+def test_a_sweep_gives_every_job_a_folder_of_its_own(tmp_path):
+    done = run([*TRAIN, "-m", *ONE, "seed=0,1"], tmp_path)
+    assert done.code == 0, done
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert [result(sweep / job)["seed"] for job in ("0", "1")] == [0, 1]
+    assert_none_left(tmp_path)
+
+
+def test_a_sweep_goes_on_after_a_job_that_failed_and_reports_it(tmp_path):
+    done = run([*TRAIN, "-m", *ONE, "delay=-1,1"], tmp_path)
+    assert done.code == 1, done
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert [path.parent.name for path in sweep.glob("*/result.json")] == ["1"]
+    assert result(sweep / "1")["delay"] == 1
+    assert "mach: delay: expected 0 or more; got -1" in done.stderr, done
+    assert re.search(r"mach: job 0 failed: .*delay=-1", done.stderr), done
+    assert "Traceback" not in done.stderr, done
+    assert_none_left(tmp_path)
+
+
+# --- while it runs, and when it is stopped -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "mach: stopped by Ctrl-C\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_run_can_be_found_while_it_runs_and_a_signal_ends_all_of_it(tmp_path, number, code, says):
+    with Command([*TRAIN, *ENDLESS], tmp_path) as started:
+        started.until(lambda: begun(tmp_path))
+        ranks = processes_of(tmp_path)
+        found = {}
+        for rank in ranks:
+            environment, command = rank.environ(), rank.cmdline()
+            assert environment["MACH_RUN_DIR"] == "run"
+            k = environment["MACH_COMPONENT"]
+            found[k] = rank
+            assert command[1:5] == ["-m", "mach.train", "--run=run", f"--component={k}"]
+        assert sorted(found) == ["0", "1"]
+        started.process.send_signal(number)
+        done = started.wait(30)
+    assert done.code == code, done
+    assert done.stderr == says, done
+    assert_none_left(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["importing", "training"])
+def test_no_component_outlives_a_launcher_that_was_killed(tmp_path, moment):
+    """Ranks import for seconds before they train; in both times they must not be orphaned."""
+    moments = {
+        "importing": lambda: len(processes_of(tmp_path)) == 2,
+        "training": lambda: begun(tmp_path),
+    }
+    with Command([*TRAIN, *ENDLESS], tmp_path) as started:
+        started.until(moments[moment])
+        ranks = processes_of(tmp_path)
+        kill(started.process)
+        assert started.wait().code == -signal.SIGKILL
+        _, alive = psutil.wait_procs(ranks, timeout=10)
+        assert not alive
+    assert_none_left(tmp_path)
+
+
+def test_a_component_that_is_killed_restarts_the_group_from_the_last_checkpoint(tmp_path, finished):
+    with Command([*TRAIN, *LONG, "out=run", "launch.max_restarts=1"], tmp_path) as started:
+        started.until(lambda: begun(tmp_path))
+        kill(rank_of(tmp_path, 0))
+        done = started.wait()
+    assert done.code == 0, done
+    found = result(tmp_path / "run")
+    assert found["restarts"] == 1
+    assert found["first_step"] >= 20
+    assert_same_tensors(tmp_path / "run/checkpoints/step-100", finished[0] / "checkpoints/step-100")
+    assert scores(tmp_path / "run")[:2] == scores(finished[0])[:2]
+    for k in (0, 1):
+        steps = [line["step"] for line in lines(tmp_path / "run", k) if "loss" in line]
+        assert sorted(set(steps)) == steps
+    assert_none_left(tmp_path)
+
+
+# --- the command itself --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--version"], r"mach \d+\.\d+"),
+        (["--help"], "mach train --help"),
+        (["train", "--help"], "components"),
+        (["train", "--cfg", "job"], "microbatch_size: 16"),
+        (["train", "delay=-1"], "expected 0 or more"),
+    ],
+)
+def test_a_question_is_answered_without_importing_torch(tmp_path, arguments, says):
+    probe = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        f"sys.argv = {['mach', *arguments]!r}\n"
+        "from mach.cli import main\n"
+        "main()\n"
+    )
+    done = run([sys.executable, "-c", probe], tmp_path, deadline_s=30)
+    assert re.search(says, done.stdout + done.stderr), done
+    assert done.stderr.splitlines()[-1] == "False", done
+
+
+def test_an_unknown_verb_is_refused(tmp_path):
+    done = run([*MACH, "trian"], tmp_path, deadline_s=30)
+    assert done.code == 2
+    assert "trian" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_nobody_launched_says_how_to_start_one(tmp_path):
+    done = run([sys.executable, "-m", "mach.train"], tmp_path, deadline_s=60)
+    assert done.code == 2
+    assert "expected torchrun's environment, got no RANK" in done.stderr, done
+    assert "component None" not in done.stderr, done
+    assert "Traceback" not in done.stderr, done

@@ -1,0 +1,239 @@
+"""A run that was interrupted ends as one that was not, bit by bit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from clouds import clouds, make
+from mach import checkpoint, runfolder
+from mach.channels import connect_in_memory, links
+from mach.config import Config
+from mach.data import Batches, Dataset, open_dataset
+from mach.launcher.compose import compose
+from mach.launcher.preflight import resume_point
+from mach.rank import Rank
+from mach.report.reporter import build as build_reporter
+from mach.train import RankHooks
+from mach.trainer import Assembly, Trainer, Worker, program
+from runs import (
+    LONG,
+    assert_same_tensors,
+    checkpoint_steps,
+    digests,
+    lines,
+    result,
+    scores,
+    stored_tensors,
+)
+from spawn import TRAIN, Command, assert_none_left, kill, rank_of, run
+
+CPU = torch.device("cpu")
+
+
+class DiedError(Exception):
+    """What a test does to a run."""
+
+
+def chain(
+    config: Config, dataset: Dataset, run_dir: Path, dies_after: int | None = None
+) -> list[Trainer]:
+    """The components of a run in one process, with the hooks of real ranks; returned when done.
+
+    Args:
+        dies_after: raise `DiedError` as soon as the checkpoint of this step is complete.
+    """
+    torch.manual_seed(config.seed)
+    runfolder.claim(run_dir, runfolder.check(run_dir, config))
+    start = resume_point(config, run_dir)
+    first_step = start.step if start is not None else 0
+    assembly = Assembly(config, dataset.task)
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    store = dist.HashStore()
+    ends = connect_in_memory(links(assembly.payloads(), config.credits, config.feedback), 10.0)
+    trainers, reporters = [], []
+    for k, channels in enumerate(ends):
+        component, optimizers = assembly.component(k, CPU)
+        if start is not None:
+            checkpoint.load(start, k, component, optimizers)
+        rank = Rank(k, config.components, k, config.components, 0, "test", store)
+        reporters.append(build_reporter(config, run_dir, k, first_step))
+        hooks = RankHooks(config, run_dir, rank, component, optimizers, reporters[-1], first_step)
+        worker = Worker(k, component, channels, batches, CPU)
+        actions = program(config, k, batches, first_step)
+        trainers.append(Trainer(config, worker, optimizers, dataset.task, actions, hooks))
+    try:
+        while any(trainer.next is not None for trainer in trainers):
+            for trainer in trainers:
+                while trainer.next is not None and trainer.worker.ready(trainer.next):
+                    trainer.advance()
+                    if dies_after in checkpoint_steps(run_dir):
+                        raise DiedError
+    finally:
+        for reporter in reporters:
+            reporter.close()
+    return trainers
+
+
+def final_scores(trainers: list[Trainer]) -> list[dict]:
+    return [trainer.outcome().scores for trainer in trainers]
+
+
+# --- in one process ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("schedule", "delay", "replay"),
+    [
+        ("sync", 0, "recompute"),
+        ("delayed", 0, "recompute"),
+        ("delayed", 1, "recompute"),
+        ("delayed", 1, "stash"),
+        ("delayed", 3, "stash"),
+    ],
+)
+def test_resumed_equals_uninterrupted(tmp_path, schedule, delay, replay, optimizer):
+    """Weights, optimizers and students; the second checkpoint is the one it goes on from."""
+    config = make(
+        3,
+        schedule=schedule,
+        delay=delay,
+        replay=replay,
+        steps=15,
+        head={"weight": 0.1},
+        student={"enabled": True, "width": 8},
+        optim={"name": optimizer, "clip": 1.0},
+        checkpoint={"every": 4},
+        eval={"every": 3},
+        report={"every": 2, "wandb": "off"},
+    )
+    whole = chain(config, clouds(), tmp_path / "whole")
+    with pytest.raises(DiedError):
+        chain(config, clouds(), tmp_path / "cut", dies_after=8)
+    resumed = chain(replace(config, resume="auto"), clouds(), tmp_path / "cut")
+    assert resumed[0].worker.component.version == 15
+    assert_same_tensors(
+        tmp_path / "whole/checkpoints/step-15", tmp_path / "cut/checkpoints/step-15"
+    )
+    assert final_scores(resumed) == final_scores(whole)
+    for k in range(3):
+        logged, other = (lines(tmp_path / name, k) for name in ("whole", "cut"))
+        keys = ("step", "loss", "student_loss", "gradient_norm", "lr", "eval_accuracy")
+        mine, theirs = ([[line.get(key) for key in keys] for line in x] for x in (logged, other))
+        assert mine == theirs
+
+
+def test_the_stash_is_no_other_algorithm_after_a_resume(tmp_path):
+    """Without a delay nothing is in flight, so stash and recompute must agree, resumed or not."""
+    weights = []
+    for replay in ("recompute", "stash"):
+        config = make(2, replay=replay, checkpoint={"every": 3}, report={"wandb": "off"})
+        with pytest.raises(DiedError):
+            chain(config, clouds(), tmp_path / replay, dies_after=3)
+        chain(replace(config, resume="auto"), clouds(), tmp_path / replay)
+        weights.append(tmp_path / replay / "checkpoints" / "step-6")
+    mine, other = (
+        {k: v for k, v in stored_tensors(w).items() if "random" not in k} for w in weights
+    )
+    assert all(torch.equal(mine[name], other[name]) for name in mine | other)
+
+
+def test_keep_counts_complete_checkpoints(tmp_path):
+    for keep, kept in ((1, [10]), (3, [6, 8, 10])):
+        config = make(2, steps=10, checkpoint={"every": 2, "keep": keep}, report={"wandb": "off"})
+        chain(config, clouds(), tmp_path / str(keep))
+        assert checkpoint_steps(tmp_path / str(keep)) == kept
+
+
+def test_a_checkpoint_without_a_manifest_is_none(tmp_path):
+    config = make(2, checkpoint={"every": 2}, report={"wandb": "off"})
+    with pytest.raises(DiedError):
+        chain(config, clouds(), tmp_path, dies_after=2)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-2", folder / "step-4")
+    (folder / "step-4" / "manifest.json").unlink()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    chain(replace(config, resume="auto"), clouds(), tmp_path)  # writes over what is left
+    chain(config, clouds(), tmp_path / "whole")
+    assert_same_tensors(folder / "step-6", tmp_path / "whole/checkpoints/step-6")
+    assert checkpoint_steps(tmp_path) == [4, 6]
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_back_to_where_it_began(tmp_path):
+    """It had begun from another run. To start from nothing instead would be another training."""
+    config = make(2, checkpoint={"every": 3}, report={"wandb": "off"})
+    chain(config, clouds(), tmp_path / "old")
+    longer = replace(config, steps=9, resume=str(tmp_path / "old"))
+    runfolder.claim(tmp_path / "new", longer)  # and then it was killed
+    again = runfolder.check(tmp_path / "new", replace(longer, resume="auto"))
+    found = resume_point(again, tmp_path / "new")
+    assert found is not None
+    assert found.path == tmp_path / "old" / "checkpoints" / "step-6"
+
+
+# --- as processes --------------------------------------------------------------------------
+
+
+def test_a_component_that_is_killed_is_named_and_resume_finishes_the_run(tmp_path, finished):
+    """`resume=auto` once trained again from step 0: the ranks read the first launch's config."""
+    with Command([*TRAIN, *LONG, "out=run"], tmp_path) as started:
+        started.until(lambda: bool(checkpoint_steps(tmp_path / "run")))
+        kill(rank_of(tmp_path, 1))
+        done = started.wait()
+    assert done.code == 1, done
+    assert re.match("mach: component 1 of 2: was ended by SIGKILL", done.stderr), done
+    assert "out=run resume=auto" in done.stderr, done
+    assert done.stderr.count("\n") == 1, done
+    assert_none_left(tmp_path)
+
+    last = checkpoint_steps(tmp_path / "run")[-1]
+    resume = [*TRAIN, *LONG, "out=run", "resume=auto"]
+    done = run([*resume, "report.every=5"], tmp_path)  # how it is watched may change
+    assert done.code == 0, done
+    assert result(tmp_path / "run")["first_step"] == last
+    assert_same_tensors(tmp_path / "run/checkpoints/step-100", finished[0] / "checkpoints/step-100")
+    assert scores(tmp_path / "run")[:2] == scores(finished[0])[:2]
+    for k in (0, 1):
+        steps = [line["step"] for line in lines(tmp_path / "run", k) if "loss" in line]
+        assert steps == [1, *range(10, last, 10), *range(last, 101, 5)]
+    assert_none_left(tmp_path)
+
+    before = digests(tmp_path / "run")
+    done = run(resume, tmp_path)
+    assert done.code == 0, done
+    assert "top exit" in done.stdout  # nothing left to do: it shows the result
+    del before["config.yaml"]
+    assert before.items() <= digests(tmp_path / "run").items()
+
+
+def test_sync_processes_ended_by_a_signal_resume_to_what_one_process_computes(tmp_path):
+    sync = [*LONG, "schedule=sync", "out=run"]
+    with Command([*TRAIN, *sync], tmp_path) as started:
+        started.until(lambda: bool(checkpoint_steps(tmp_path / "run")))
+        started.process.send_signal(signal.SIGTERM)
+        assert started.wait().code == 128 + signal.SIGTERM
+    assert checkpoint_steps(tmp_path / "run")[-1] < 100
+    done = run([*TRAIN, *sync, "resume=auto"], tmp_path)
+    assert done.code == 0, done
+    assert result(tmp_path / "run")["first_step"] >= 20
+    assert_none_left(tmp_path)
+
+    config = compose([*sync, f"out={tmp_path / 'whole'}"])
+    chain(config, open_dataset(config.data), tmp_path / "whole")
+    mine, other = (
+        stored_tensors(tmp_path / name / "checkpoints" / "step-100") for name in ("run", "whole")
+    )
+    assert mine.keys() == other.keys()
+    for name in mine:
+        if not name.endswith("random_state"):  # one process has one for all
+            assert torch.equal(mine[name], other[name]), name

@@ -1,0 +1,28 @@
+"""The code reads as one hand wrote it: ruff and mypy find nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from spawn import run
+
+ROOT = Path(__file__).parents[1]
+MYPY = ["mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", str(ROOT)],
+        ["ruff", "format", "--check", str(ROOT)],
+        [*MYPY, "--config-file", str(ROOT / "pyproject.toml"), str(ROOT / "src" / "mach")],
+    ],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_the_code_is_clean(tmp_path, command):
+    cache = {"RUFF_CACHE_DIR": str(tmp_path), "MYPYPATH": str(ROOT / "src")}
+    done = run([sys.executable, "-m", *command], tmp_path, deadline_s=110, **cache)
+    assert done.code == 0, done
