@@ -30,7 +30,7 @@ class Descend:
         with torch.no_grad():
             for p in self.parameters:
                 p -= self.rate * p.grad
-                p.grad.zero_()
+                p.grad = None
         return torch.zeros(())
 
 
@@ -144,7 +144,7 @@ def test_weight_versions_live_only_as_long_as_their_graphs():
     component = Component(body, nn.Linear(D, C), Descend(body), replay="stash")
     x, y = batch()
     component.forward(0, x, None, y, staleness=1)
-    copies = [weakref.ref(t) for t in component._stash._copies.values()]
+    copies = [weakref.ref(t) for t in component.pending[0].weights.values()]
     component.forward(1, x, None, y)
     component.backward(1, torch.randn(B, D))
     component.step()

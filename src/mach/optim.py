@@ -48,7 +48,6 @@ class Optimizer:
         steps: int,
         matrices: frozenset[str] = frozenset(),
         tau: float = 0.0,
-        keep_grad: bool = False,
     ) -> None:
         """
         Args:
@@ -57,11 +56,9 @@ class Optimizer:
             steps: optimizer steps of the run, over which rates are scheduled.
             matrices: names of the parameters that Muon takes when it is asked for.
             tau: staleness of their gradient in optimizer steps.
-            keep_grad: clear gradients in place, for weight versions that share them.
         """
         self._named = dict(named)
         self._config, self._steps, self._tau = config, steps, tau
-        self._set_to_none = not keep_grad
         _spare_dynamo()
         for_muon = [p for n, p in self._named.items() if n in matrices and config.name == "muon"]
         taken = set(map(id, for_muon))
@@ -90,7 +87,7 @@ class Optimizer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             _step(optimizer)
-            optimizer.zero_grad(set_to_none=self._set_to_none)
+            optimizer.zero_grad()
         return norm
 
     def rate(self, index: int) -> float:

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mach.component.losses import scale_gradient, target_loss
-from mach.component.stash import WeightStash
+from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.updates import Update
 
@@ -35,6 +36,8 @@ class Pending:
     y: Tensor
     version: int
     """Optimizer steps this component had taken at the forward."""
+    weights: Version | None
+    """The version of the body that `output` was made with; None where it is the body's own."""
     from_student: int
     """Leading rows of `inputs` that the student made; the child gets no gradient for them."""
 
@@ -118,12 +121,13 @@ class Component:
             from_student = round(self._mix * len(inputs))
             inputs = self._mixed(inputs, x, from_student)
         inputs = inputs.detach().requires_grad_(self._feedback > 0)
-        output = None
+        output, weights = None, None
         if staleness == 0:
             output = self._run(self.body, inputs)
         elif self._stash is not None:
-            output = self._run(self._stash.forward, inputs)
-        self.pending[microbatch] = Pending(inputs, output, y, self.version, from_student)
+            weights = self._stash.present()
+            output = self._run(partial(self._stash.forward, weights), inputs)
+        self.pending[microbatch] = Pending(inputs, output, y, self.version, weights, from_student)
         if output is not None:
             return output.detach()
         with torch.no_grad():
@@ -146,7 +150,8 @@ class Component:
         seeds: list[Tensor | None] = [None]
         if gradient is not None:
             roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
-        torch.autograd.backward(roots, seeds)
+        with self._gathering(work.weights):
+            torch.autograd.backward(roots, seeds)
         self._count(loss, self.version - work.version)
         child_gradient = work.inputs.grad
         if child_gradient is None:
@@ -217,6 +222,12 @@ class Component:
         if not self._autocast:
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _gathering(self, weights: Version | None) -> AbstractContextManager[object]:
+        if weights is None:
+            return nullcontext()
+        assert self._stash is not None
+        return self._stash.lending(weights)
 
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._precision():

@@ -1,40 +1,54 @@
 """How can a graph be back-propagated after the weights it used have moved?
 
 By keeping the weights: each version in flight is a copy of the body's parameters, and a forward
-runs on the copy of its version (weight stashing; Narayanan et al., PipeDream, SOSP 2019). All
-copies of a parameter share the parameter's own `.grad`, so a backward through any version adds to
-the one gradient that the optimizer reads, with nothing to copy back.
+runs on the copy of its version (weight stashing; Narayanan et al., PipeDream, SOSP 2019). A
+backward through a copy is lent the parameter's own `.grad`, so whatever the version it adds to
+the one gradient that the optimizer reads, and nothing is copied back.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Version = dict[str, Tensor]
+"""A copy of every parameter of a module, by name."""
+
 
 class WeightStash:
-    """The weight versions of one module. A version lives as long as a graph that uses it."""
+    """The weight versions of one module. A version lives as long as somebody holds it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._copies: dict[str, Tensor] | None = None
-        for parameter in module.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        self._present: Version | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the module on a copy of its present weights, made once per version."""
-        if self._copies is None:
-            self._copies = {n: self._copy(p) for n, p in self._module.named_parameters()}
-        out: Tensor = functional_call(self._module, self._copies, (x,))
+    def present(self) -> Version:
+        """A copy of the weights as they are, made once per version."""
+        if self._present is None:
+            self._present = {
+                name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+                for name, parameter in self._module.named_parameters()
+            }
+        return self._present
+
+    def forward(self, version: Version, x: Tensor) -> Tensor:
+        """Run the module on one of its versions."""
+        out: Tensor = functional_call(self._module, version, (x,))
         return out
 
     def advance(self) -> None:
-        """The weights have moved: the next forward starts a new version."""
-        self._copies = None
+        """The weights have moved: the next version begins."""
+        self._present = None
 
-    @staticmethod
-    def _copy(parameter: nn.Parameter) -> Tensor:
-        copy = parameter.detach().clone().requires_grad_(parameter.requires_grad)
-        copy.grad = parameter.grad
-        return copy
+    @contextmanager
+    def lending(self, version: Version) -> Iterator[None]:
+        """A backward through `version` in here adds to the gradients of the module's parameters."""
+        own = dict(self._module.named_parameters())
+        for name, copy in version.items():
+            copy.grad = own[name].grad
+        yield
+        for name, copy in version.items():
+            own[name].grad, copy.grad = copy.grad, None

@@ -99,7 +99,6 @@ class Assembly:
             steps=config.steps,
             matrices=matrices - _embeddings(body),
             tau=tau,
-            keep_grad=config.replay == "stash",
         )
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
