@@ -17,6 +17,11 @@ from mach.config import Config
 from mach.errors import ConfigError
 from mach.topology import gpu_of, share_cores, transport_of
 
+# Read when a communicator is made. Our own queue watches every operation and knows a dead neighbour
+# by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots that
+# point-to-point sends never use (NVIDIA/nccl issue 2077).
+_NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -62,6 +67,8 @@ def occupy(rank: Rank, config: Config) -> torch.device:
     if device_kind(config) == "cuda":
         device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        for name, value in _NCCL.items():
+            os.environ.setdefault(name, value)
         return device
     cores = share_cores(
         available_cores(),

@@ -117,10 +117,11 @@ class GlooSender(Sender):
         timeout_s: float,
         start_s: float,
         on_sent: Callable[[Header], None] = lambda header: None,
+        on_error: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        """`on_sent` is called on the edge's thread after the target took a frame in."""
+        """`on_sent` (the target took a frame in) and `on_error` are called on the edge's thread."""
         super().__init__(edge)
-        self._timeout_s, self._on_sent = timeout_s, on_sent
+        self._timeout_s, self._on_sent, self._on_error = timeout_s, on_sent, on_error
         self._staging = _Staging(device)
         self._pg = _pair(edge, store, _SOURCE, start_s)
         self._changed = Condition()
@@ -190,6 +191,7 @@ class GlooSender(Sender):
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+            self._on_error(error)
 
     def _lost(self, header: Header) -> ChannelError:
         return PeerLostError(

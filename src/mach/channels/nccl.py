@@ -164,6 +164,7 @@ class NcclSender(Sender):
             timeout_s,
             start_s,
             on_sent=self._taken_in,
+            on_error=self._fail,
         )
 
     def ready(self) -> bool:
@@ -206,6 +207,11 @@ class NcclSender(Sender):
                 self._changed.notify_all()
 
         self._queue.submit(lambda: self._pair.send(slot, event), done)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
 
     def _free_slot(self, header: Header) -> Tensor:
         with self._changed:
