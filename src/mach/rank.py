@@ -18,8 +18,8 @@ from mach.errors import ConfigError
 from mach.topology import gpu_of, share_cores, transport_of
 
 # Read when a communicator is made. Our own queue watches every operation and knows a dead neighbour
-# by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots that
-# point-to-point sends never use (NVIDIA/nccl issue 2077).
+# by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots
+# that point-to-point sends never use (NVIDIA/nccl issue 2077).
 _NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
 
 
