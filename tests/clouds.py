@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from mach.config import Config, from_mapping
+from mach.config import Config
+from mach.configfile import from_mapping
 from mach.data import Dataset
 from mach.metrics import Task
 from mach.shapes import TensorSpec

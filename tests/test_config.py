@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from clouds import make
-from mach.config import (
-    Config,
-    DigitsConfig,
-    MlpConfig,
-    fingerprint,
-    from_mapping,
-    from_yaml,
-    to_yaml,
-)
+from mach.config import Config, DigitsConfig, MlpConfig
+from mach.configfile import fingerprint, from_mapping, from_yaml, to_yaml
 from mach.errors import ConfigError
 from mach.launcher.compose import compose, conf_dir
 

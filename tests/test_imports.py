@@ -13,7 +13,7 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors shapes metrics config topology schedule results introduce runfolder",
+    "errors shapes metrics config configfile topology schedule results introduce runfolder",
     "rank",
     "component",
     "models",
@@ -98,7 +98,16 @@ def test_the_pure_parts_know_no_processes():
 
 def test_what_answers_questions_does_not_import_torch():
     """`mach --help` is waited for: see also the launch tests."""
-    for file in ("errors", "config", "schedule", "introduce", "runfolder", "topology", "cli"):
+    for file in (
+        "errors",
+        "config",
+        "configfile",
+        "schedule",
+        "introduce",
+        "runfolder",
+        "topology",
+        "cli",
+    ):
         assert file not in uses("torch"), file
 
 
@@ -107,7 +116,7 @@ def test_only_the_launcher_knows_hydra():
 
 
 def test_only_the_config_and_the_launcher_know_omegaconf():
-    assert uses("omegaconf") == {"config", "launcher.app", "launcher.compose"}
+    assert uses("omegaconf") == {"configfile", "launcher.app", "launcher.compose"}
 
 
 def test_only_the_report_knows_wandb():

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mach.config import from_yaml, load, to_yaml
+from mach.configfile import from_yaml, load, to_yaml
 from mach.launcher.compose import compose
 from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, lines, result, scores
 from spawn import (

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mach.config import Config, from_mapping
+from mach.config import Config
+from mach.configfile import from_mapping
 from mach.data import Dataset
 from mach.data.dataset import labelled
 from mach.schedule import Action, Backward, Forward, Step, actions

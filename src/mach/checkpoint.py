@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mach.component import Component
-from mach.config import Config, fingerprint
+from mach.config import Config
+from mach.configfile import fingerprint
 from mach.errors import CheckpointError
 from mach.optim import Optimizer
 from mach.runfolder import CHECKPOINTS, write_atomically

@@ -1,30 +1,22 @@
 """What can be configured, what are the defaults, and which values are refused?
 
-YAML in `conf/` picks values; the dataclasses here define them. `from_mapping` turns a mapping
-(composed by Hydra, or read from a run's `config.yaml`) into a `Config`; beyond this file nobody
+YAML in `conf/` picks values; the dataclasses here define them. `mach.configfile` turns a mapping
+(composed by Hydra, or read from a run's `config.yaml`) into a `Config`; beyond that file nobody
 meets an OmegaConf object. Every `__post_init__` refuses nonsense before any process starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
-
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mach.errors import ConfigError
 from mach.schedule import KINDS
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among those allowed."""
     if value not in allowed:
         raise ConfigError(f"{key}: expected one of {', '.join(allowed)}; got {value!r}")
 
@@ -205,9 +197,9 @@ class OptimConfig:
     """fp32, or bf16: autocast of body, head and student."""
 
     def __post_init__(self) -> None:
-        _one_of("optim.name", self.name, ("muon", "adamw", "sgd"))
-        _one_of("optim.correction", self.correction, ("rate", "none"))
-        _one_of("optim.precision", self.precision, ("fp32", "bf16"))
+        one_of("optim.name", self.name, ("muon", "adamw", "sgd"))
+        one_of("optim.correction", self.correction, ("rate", "none"))
+        one_of("optim.precision", self.precision, ("fp32", "bf16"))
         for key in ("lr", "muon_lr", "weight_decay", "clip"):
             _at_least(f"optim.{key}", getattr(self, key), 0)
         for key in ("momentum", "muon_momentum", "warmup", "correction_fraction"):
@@ -233,7 +225,7 @@ class TransportConfig:
     """Longest wait for a neighbour to come up."""
 
     def __post_init__(self) -> None:
-        _one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
+        one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
         for key in ("timeout_s", "start_timeout_s"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(
@@ -257,8 +249,8 @@ class LaunchConfig:
     """How often the whole group restarts from its last checkpoint after a death."""
 
     def __post_init__(self) -> None:
-        _one_of("launch.name", self.name, ("gang",))
-        _one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
+        one_of("launch.name", self.name, ("gang",))
+        one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
         if self.threads is not None:
             _at_least("launch.threads", self.threads, 1)
         _at_least("launch.max_restarts", self.max_restarts, 0)
@@ -279,7 +271,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         _at_least("report.every", self.every, 1)
-        _one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
+        one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
 
 
 @dataclass
@@ -351,8 +343,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _one_of("schedule", self.schedule, KINDS)
-        _one_of("replay", self.replay, ("recompute", "stash"))
+        one_of("schedule", self.schedule, KINDS)
+        one_of("replay", self.replay, ("recompute", "stash"))
         for key in ("components", "accumulate", "steps", "microbatch_size"):
             _at_least(key, getattr(self, key), 1)
         for key in ("delay", "feedback", "seed"):
@@ -400,84 +392,3 @@ class Config:
         size, rest = divmod(total, self.components)
         starts = [k * size + min(k, rest) for k in range(self.components + 1)]
         return [range(a, b) for a, b in pairwise(starts)]
-
-
-@dataclass
-class Schema(Config):
-    """`Config` as Hydra composes it: which model and which data is still open."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-
-
-MODELS: dict[str, type[ModelConfig]] = {"mlp": MlpConfig}
-SOURCES: dict[str, type[DataConfig]] = {
-    "digits": DigitsConfig,
-    "npz": NpzConfig,
-    "idx": IdxConfig,
-    "text": TextConfig,
-}
-
-# What may differ between the run that wrote a checkpoint and the run that goes on from it.
-_FREE = ("out", "resume", "transport", "launch", "report", "checkpoint", "eval", "method")
-
-
-def from_mapping(values: Mapping[str, Any]) -> Config:
-    """Build and check a `Config`.
-
-    Args:
-        values: nested mapping as composed by Hydra or read from `config.yaml`. `model.name` and
-            `data.name` choose the dataclass of their part.
-
-    Raises:
-        ConfigError: unknown key, wrong type, missing value, or a value that is refused.
-    """
-    schema = OmegaConf.structured(Config)
-    try:
-        for key, kinds in (("model", MODELS), ("data", SOURCES)):
-            name = values.get(key, {}).get("name", schema[key].name)
-            _one_of(f"{key}.name", name, tuple(kinds))
-            schema[key] = OmegaConf.structured(kinds[name])
-        merged = OmegaConf.merge(schema, OmegaConf.create(dict(values)))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ConfigError(f"{missing[0]}: expected a value; got none. Set {missing[0]}=..")
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {said}" if error.full_key else said) from error
-    assert isinstance(config, Config)
-    return config
-
-
-def from_yaml(text: str) -> Config:
-    """Build and check a `Config` from what `to_yaml` wrote."""
-    values = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(values, dict)
-    return from_mapping({str(key): value for key, value in values.items()})
-
-
-def load(path: Path) -> Config:
-    """Read a run's `config.yaml`.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return from_yaml(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved config as YAML; `load` reads it back to an equal `Config`."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-
-
-def fingerprint(config: Config) -> str:
-    """Hash of all that changes the numbers: the same on every rank and in every checkpoint."""
-    values = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    values["data"] = {k: v for k, v in values["data"].items() if k != "cache"}
-    # These two move the flush points, and with them the numbers under `delayed`.
-    values["flush"] = [config.checkpoint.every, config.eval.every]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mach.config import Config, fingerprint, load, to_yaml
+from mach.config import Config
+from mach.configfile import fingerprint, load, to_yaml
 from mach.errors import ConfigError, RunFolderError
 
 CONFIG, RESULT, CHECKPOINTS, LOGS = "config.yaml", "result.json", "checkpoints", "logs"

@@ -23,7 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from mach import checkpoint, runfolder
 from mach.channels import connect, links
 from mach.component import Component
-from mach.config import Config, fingerprint, from_yaml, load, to_yaml
+from mach.config import Config
+from mach.configfile import fingerprint, from_yaml, load, to_yaml
 from mach.data import Batches, open_dataset
 from mach.errors import ConfigError, MachError, PeerLostError
 from mach.launcher.compose import compose

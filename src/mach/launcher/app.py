@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mach.config import Config, from_mapping
+from mach.config import Config
+from mach.configfile import from_mapping
 from mach.errors import ConfigError, MachError
 from mach.introduce import default_run_dir
 from mach.launcher.compose import conf_dir, explain, register_schema

@@ -19,7 +19,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from mach.config import MODELS, SOURCES, Config, Schema, from_mapping
+from mach.config import Config
+from mach.configfile import MODELS, SOURCES, Schema, from_mapping
 from mach.errors import ConfigError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from mach import checkpoint, runfolder
-from mach.config import Config, fingerprint, load
+from mach.config import Config
+from mach.configfile import fingerprint, load
 from mach.data import check, open_dataset
 from mach.errors import CheckpointError, ConfigError
 from mach.rank import device_kind

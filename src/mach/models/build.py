@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
     if blocks.start == 0:
         parts.append(("stem", seeded(seed, "stem", 0, family.stem)))
     for i in blocks:
-        parts.append((f"block{i}", seeded(seed, "block", i, lambda i=i: family.block(i))))  # type: ignore[misc]
+        parts.append((f"block{i}", seeded(seed, "block", i, partial(family.block, i))))
     body = nn.Sequential()
     for name, module in parts:
         body.add_module(name, module)

@@ -1,0 +1,108 @@
+"""How does a config get in and out: from Hydra, from a file, into a file, into a hash?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mach.config import (
+    Config,
+    DataConfig,
+    DigitsConfig,
+    IdxConfig,
+    MlpConfig,
+    ModelConfig,
+    NpzConfig,
+    TextConfig,
+    one_of,
+)
+from mach.errors import ConfigError
+
+
+@dataclass
+class Schema(Config):
+    """`Config` as Hydra composes it: which model and which data is still open."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+MODELS: dict[str, type[ModelConfig]] = {"mlp": MlpConfig}
+SOURCES: dict[str, type[DataConfig]] = {
+    "digits": DigitsConfig,
+    "npz": NpzConfig,
+    "idx": IdxConfig,
+    "text": TextConfig,
+}
+
+# What may differ between the run that wrote a checkpoint and the run that goes on from it.
+_FREE = ("out", "resume", "transport", "launch", "report", "checkpoint", "eval", "method")
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """Build and check a `Config`.
+
+    Args:
+        values: nested mapping as composed by Hydra or read from `config.yaml`. `model.name` and
+            `data.name` choose the dataclass of their part.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing value, or a value that is refused.
+    """
+    schema = OmegaConf.structured(Config)
+    try:
+        for key, kinds in (("model", MODELS), ("data", SOURCES)):
+            name = values.get(key, {}).get("name", schema[key].name)
+            one_of(f"{key}.name", name, tuple(kinds))
+            schema[key] = OmegaConf.structured(kinds[name])
+        merged = OmegaConf.merge(schema, OmegaConf.create(dict(values)))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]}: expected a value; got none. Set {missing[0]}=..")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {said}" if error.full_key else said) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def from_yaml(text: str) -> Config:
+    """Build and check a `Config` from what `to_yaml` wrote."""
+    values = OmegaConf.to_container(OmegaConf.create(text))
+    assert isinstance(values, dict)
+    return from_mapping({str(key): value for key, value in values.items()})
+
+
+def load(path: Path) -> Config:
+    """Read a run's `config.yaml`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return from_yaml(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML; `load` reads it back to an equal `Config`."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def fingerprint(config: Config) -> str:
+    """Hash of all that changes the numbers: the same on every rank and in every checkpoint."""
+    values = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    values["data"] = {k: v for k, v in values["data"].items() if k != "cache"}
+    # These two move the flush points, and with them the numbers under `delayed`.
+    values["flush"] = [config.checkpoint.every, config.eval.every]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
