@@ -228,7 +228,7 @@ def test_large_and_tiny_frames_pass(channel):
 
 def test_a_receiver_of_a_broken_memory_channel_tells_its_sender():
     sender, receiver = memory_channel(Edge(1, 2, TensorSpec(SHAPE), 1), 5)
-    receiver.abandon()
+    receiver.abort()
     with pytest.raises(PeerLostError, match="component 2 is gone"):
         sender.send(train(0), payload(0))
 

@@ -15,7 +15,7 @@ from mach.errors import ConfigError
 from mach.launcher.compose import compose, conf_dir
 
 CONF = conf_dir()
-GROUPS = ("data", "launch", "method", "model", "optim", "report", "student", "transport")
+GROUPS = ("data", "faults", "launch", "method", "model", "optim", "report", "student", "transport")
 WITH_A_PATH = ("npz", "idx", "text")
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 
@@ -34,7 +34,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"seed": -1}, "seed: expected 0 or more"),
         ({"feedback": -0.5}, "feedback: expected 0 or more"),
         ({"feedback": float("nan")}, "feedback: expected 0 or more; got nan"),
-        ({"schedule": "fast"}, "schedule: expected one of sync, delayed.*'fast'"),
+        ({"schedule": "fast"}, "schedule: expected one of sync, delayed, free.*'fast'"),
         ({"replay": "never"}, "replay: expected one of recompute, stash"),
         ({"model": {"depth": 3}}, "components: expected at most model.depth=3.*; got 4"),
         ({"model": {"blocks": 0}}, "model.blocks: expected 1 or more"),

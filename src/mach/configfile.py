@@ -44,7 +44,7 @@ SOURCES: dict[str, type[DataConfig]] = {
 }
 
 # What may differ between the run that wrote a checkpoint and the run that goes on from it.
-_FREE = ("out", "resume", "transport", "launch", "report", "checkpoint", "eval", "method")
+_FREE = ("out", "resume", "transport", "launch", "report", "checkpoint", "eval", "method", "faults")
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -104,5 +104,5 @@ def fingerprint(config: Config) -> str:
     values = {key: value for key, value in asdict(config).items() if key not in _FREE}
     values["data"] = {k: v for k, v in values["data"].items() if k != "cache"}
     # These two move the flush points, and with them the numbers under `delayed`.
-    values["flush"] = [config.checkpoint.every, config.eval.every]
+    values["flush"] = [config.save_every, config.eval.every]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

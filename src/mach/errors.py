@@ -57,3 +57,13 @@ class DivergedError(MachError):
 
 class RankFailedError(MachError):
     """A rank ended the run; the text names it and says why."""
+
+
+class SaveError(MachError):
+    """A checkpoint could not be written, as on a full disk. Training can go on without it."""
+
+
+class StoppedError(MachError):
+    """Somebody asked this process to stop, and it has saved what it had."""
+
+    exit_code = 143

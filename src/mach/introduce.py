@@ -2,7 +2,8 @@
 
 By its environment (MACH_RUN_DIR, MACH_COMPONENT) and its command line. Both are fixed when a
 program starts, and torchrun gives every rank the same command; so a rank starts itself once more,
-before it has imported anything slow.
+before it has imported anything slow. Under supervision each component has a launcher of its own,
+which gives it both.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m mach.train", allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="run folder; set by itself or by mach train")
     parser.add_argument("--component", type=int, help="component; set by itself")
-    parser.add_argument("--launcher", type=int, help="process id of the mach train that asked")
+    parser.add_argument("--launcher", type=int, help="process id of the launcher that asked")
+    parser.add_argument("--store", help="HOST:PORT/RUN; set by mach train launch=supervised")
     return parser.parse_known_args(argv)
 
 
 def introduce(argv: list[str]) -> None:
     """Start this rank again under its own name. Returns at once where that has been done."""
     options, overrides = parse(argv)
+    if options.store is not None:  # supervised: named already
+        if options.launcher is not None:
+            die_with(options.launcher, signal.SIGTERM)  # which saves, once it has something to save
+        return
     component = os.environ.get("RANK")
     if component is None or options.component is not None:
         return
@@ -44,15 +50,15 @@ def introduce(argv: list[str]) -> None:
     os.execve(sys.executable, command, environment)
 
 
-def die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent dies, even by kill -9 (Linux only).
+def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel signal this process when its parent dies, even by kill -9 (Linux only).
 
     Outlives exec, so it holds from here on: also through the seconds in which torch is imported.
     """
     if not sys.platform.startswith("linux"):
         return
     set_death_signal = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, by)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
 

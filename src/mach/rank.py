@@ -35,7 +35,49 @@ class Rank:
     """How often the group was started before."""
     run_id: str
     store: dist.Store
-    """The run's store, hosted by the launcher's agent."""
+    """The run's store, hosted by the launcher or by torchrun's agent."""
+    store_host: str
+    """Where that is."""
+    supervised: bool = False
+    """Whether a supervisor watches this component by itself."""
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where a supervisor's store listens, and which run in it is ours."""
+
+    host: str
+    port: int
+    run: str
+
+    @staticmethod
+    def parse(text: str) -> StoreAddress:
+        """Read HOST:PORT/RUN."""
+        place, _, run = text.partition("/")
+        host, _, port = place.rpartition(":")
+        if not (host and port.isdecimal() and run):
+            raise ConfigError(f"--store: expected HOST:PORT/RUN; got {text!r}")
+        return StoreAddress(host, int(port), run)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}/{self.run}"
+
+
+def join_supervised(address: StoreAddress, component: int, size: int, timeout_s: float) -> Rank:
+    """Join the run whose supervisor started this process."""
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(address.host, address.port, is_master=False, timeout=timeout)
+    return Rank(
+        index=component,
+        size=size,
+        local_index=component,
+        local_size=size,
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        run_id=address.run,
+        store=dist.PrefixStore(address.run, store),
+        store_host=address.host,
+        supervised=True,
+    )
 
 
 def join(timeout_s: float) -> Rank:
@@ -58,6 +100,7 @@ def join(timeout_s: float) -> Rank:
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         run_id=os.environ.get("TORCHELASTIC_RUN_ID", "run"),
         store=dist.PrefixStore("mach", store),
+        store_host=os.environ["MASTER_ADDR"],
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ class Outcome:
     """From the first action to the last flush: training, with the evaluations on its way."""
     total_s: float
     """With the final evaluation."""
+
+    @staticmethod
+    def unknown(component: int, scores: dict[int, dict[str, float]]) -> Outcome:
+        """Of a component that never reported: it is gone."""
+        return Outcome(component, scores, math.nan, 0, math.nan, 0.0, 0.0)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Outcome:
+        """What `to_json` wrote."""
+        values = json.loads(text)
+        values["scores"] = {int(origin): scores for origin, scores in values["scores"].items()}
+        return Outcome(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,9 @@ def result_of(
     wall_s = max(outcome.wall_s for outcome in outcomes)
     microbatches = config.microbatches
     trained = microbatches - first_step * config.accumulate
+    # Of an exit that needs a component which is gone and has never saved anything.
+    metrics = next((scores for o in outcomes for scores in o.scores.values()), {})
+    nothing = dict.fromkeys(metrics, math.nan)
     return {
         "components": config.components,
         "schedule": config.schedule,
@@ -90,9 +109,9 @@ def result_of(
         "samples": microbatches * config.microbatch_size,
         "wall_s": wall_s,
         "total_s": max(outcome.total_s for outcome in outcomes),
-        "samples_per_s": trained * config.microbatch_size / wall_s,
+        "samples_per_s": trained * config.microbatch_size / wall_s if wall_s > 0 else None,
         "chain": [
-            {"exit": k, **_known(outcome.scores[0]), **vars(costs.model(0, k))}
+            {"exit": k, **_known(outcome.scores.get(0, nothing)), **vars(costs.model(0, k))}
             for k, outcome in enumerate(outcomes)
         ],
         "windows": [
@@ -102,10 +121,12 @@ def result_of(
             if j in outcomes[i].scores
         ],
         "staleness_steps": [
-            {"component": o.component, "mean": o.staleness_mean, "max": o.staleness_max}
+            {"component": o.component, **_known({"mean": o.staleness_mean}), "max": o.staleness_max}
             for o in outcomes
         ],
-        "busy_fraction": [{"component": o.component, "value": o.busy_fraction} for o in outcomes],
+        "busy_fraction": [
+            {"component": o.component, **_known({"value": o.busy_fraction})} for o in outcomes
+        ],
         "restarts": restarts,
         "git": _commit(),
         "torch": torch.__version__,

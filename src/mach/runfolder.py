@@ -5,23 +5,35 @@ runs/<name>/
   component-<k>.jsonl      one line per logged step
   checkpoints/step-<n>/    see mach.checkpoint
   logs/                    what the ranks printed
+  events.jsonl             what happened to the components of a supervised run
+  launcher.lock            held by the `mach train` that runs here
   result.json              written once, at the end, atomically
   wandb/
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mach.config import Config
 from mach.configfile import fingerprint, load, to_yaml
 from mach.errors import ConfigError, RunFolderError
 
 CONFIG, RESULT, CHECKPOINTS, LOGS = "config.yaml", "result.json", "checkpoints", "logs"
+EVENTS, LOCK = "events.jsonl", "launcher.lock"
+
+_ENDING_S = 30.0
+"""Longest the components of a launcher that was killed take to save and end."""
 
 
 def check(run_dir: Path, config: Config) -> Config:
@@ -62,6 +74,71 @@ def claim(run_dir: Path, config: Config) -> None:
         ) from error
 
 
+def check_free(run_dir: Path) -> None:
+    """Whether nobody runs in this folder now. Touches nothing in it.
+
+    A launcher that was killed still has the folder until its components have saved and ended; that
+    is waited for.
+
+    Raises:
+        RunFolderError: somebody does; names the process.
+    """
+    try:
+        with (run_dir / LOCK).open("r") as file:
+            _take(file, run_dir)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # nobody has run here, or `claim` says so
+
+
+@contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keep other launchers out of the folder.
+
+    The lock belongs to this process and to those that are forked from it: until the last has ended.
+
+    Raises:
+        RunFolderError: another one is in there; names the process.
+    """
+    with (run_dir / LOCK).open("a+") as file:
+        _take(file, run_dir)
+        file.truncate(0)
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _take(file: IO[str], run_dir: Path) -> None:
+    deadline = time.monotonic() + _ENDING_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+        file.seek(0)
+        pid, _, host = file.read().strip().partition(" ")
+        if not _has_died(pid, host) or time.monotonic() > deadline:
+            raise RunFolderError(
+                f"out={run_dir}: expected a folder that nobody runs in, got one that process "
+                f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it: "
+                f"kill {pid}"
+            )
+        time.sleep(0.1)
+
+
+def _has_died(pid: str, host: str) -> bool:
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 def holds_run(run_dir: Path) -> bool:
     """Whether a run lives in this folder."""
     try:
@@ -74,6 +151,11 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     """The result of the run in this folder, or None while it has none."""
     path = run_dir / RESULT
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write the run's result."""
+    write_atomically(run_dir / RESULT, json.dumps(result, indent=1))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,16 +25,19 @@ K = 3, d = 1, M = 2:
 
 With d = 0 every component is at lag 0: the exact gradient, one microbatch in the chain at a time.
 
-At a flush point n both finish every microbatch of the first n steps, take step n, and emit
-Flush(n): nothing of theirs is in flight, so a checkpoint taken there is whole.
+`free` has no list: `mach.policy` decides what is next from what has arrived.
+
+At a flush point n `sync` and `delayed` finish every microbatch of the first n steps, take
+step n, and emit Flush(n): nothing of theirs is in flight, so a checkpoint taken there is whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
-KINDS = ("sync", "delayed")
+KINDS = ("sync", "delayed", "free")
 
 # Actions are no named tuples: Step(1) must not equal Backward(1).
 
@@ -86,7 +89,21 @@ class Evaluate:
     """Test samples in all that this evaluation takes; None takes every one."""
 
 
-Action = Forward | Backward | Step | Flush | Evaluate
+class Move(Enum):
+    """What a component can do under `free`; `mach.policy` decides."""
+
+    GRADIENT = auto()
+    """Use the gradient that has come."""
+    ALONE = auto()
+    """Wait no longer for the gradient of the oldest microbatch: train it on the local loss."""
+    ACTIVATION = auto()
+    """Forward the activation that has come."""
+    IMAGINE = auto()
+    """Make a microbatch of its own, whose input the student makes."""
+    WAIT = auto()
+
+
+Action = Move | Forward | Backward | Step | Flush | Evaluate
 
 
 def lag(components: int, component: int, delay: int) -> int:
@@ -129,7 +146,7 @@ def actions(
         elif kind == "delayed":
             yield from _delayed(lag(components, component, delay), accumulate, start, stop)
         else:
-            raise ValueError(f"schedule kind: expected one of {KINDS}, got {kind!r}")
+            raise ValueError(f"schedule kind: expected sync or delayed, got {kind!r}")
         yield Flush(stop)
 
 

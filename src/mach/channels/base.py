@@ -18,7 +18,7 @@ from threading import Condition
 import torch
 from torch import Tensor
 
-from mach.errors import ChannelError, ChannelTimeoutError
+from mach.errors import ChannelError, ChannelTimeoutError, PeerLostError
 from mach.shapes import TensorSpec, spec_of
 
 
@@ -43,12 +43,16 @@ class Header:
     version: int = 0
     """Optimizer steps the sender had taken when it made the payload."""
     origin: int = 0
-    """Evaluation: the component where this test batch entered the chain."""
+    """The component that made the microbatch; of a test batch, where it entered the chain."""
+    life: int = 0
+    """How often `origin` had been started before it made the microbatch."""
+    clock: int = 0
+    """Microbatches the sender had taken up when it made the payload."""
 
     def same_work(self, other: Header) -> bool:
-        """Whether both speak of the same microbatch, whatever the version."""
-        mine = (self.kind, self.microbatch, self.origin)
-        return mine == (other.kind, other.microbatch, other.origin)
+        """Whether both speak of the same microbatch, whatever the version and the clock."""
+        mine = (self.kind, self.microbatch, self.origin, self.life)
+        return mine == (other.kind, other.microbatch, other.origin, other.life)
 
     def __str__(self) -> str:
         noun = "microbatch" if self.kind is Kind.TRAIN else "test batch"
@@ -73,14 +77,43 @@ class Edge:
         return f"{what} {self.source}->{self.target}"
 
 
+@dataclass(frozen=True)
+class Link:
+    """The two edges between component k (the child) and component k + 1 (the parent)."""
+
+    up: Edge
+    down: Edge | None
+    """None where feedback is 0: no gradient travels."""
+
+    @property
+    def child(self) -> int:
+        return self.up.source
+
+    @property
+    def parent(self) -> int:
+        return self.up.target
+
+
 class Sender(ABC):
-    """The end of an edge where frames go in."""
+    """The end of an edge where frames go in.
+
+    An end made with `on_change` calls it, on a thread of the edge, when a credit comes back and
+    when the edge breaks.
+    """
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
         self.bytes_sent = 0
         self.wait_s = 0.0
         """Time `send` spent without a credit."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether a frame can still reach the receiver, as far as this end knows.
+
+        Without `on_change` an idle end learns of its neighbour's death by its next frame.
+        """
 
     @abstractmethod
     def ready(self) -> bool:
@@ -95,9 +128,24 @@ class Sender(ABC):
             PeerLostError: the neighbour is gone.
         """
 
+    def offer(self, header: Header, payload: Tensor) -> bool:
+        """Send if that takes no waiting. False: no credit is free, or the neighbour is gone."""
+        self.check(header, payload)
+        if not (self.alive and self.ready()):
+            return False
+        try:
+            self.send(header, payload)
+        except PeerLostError:  # in this very moment
+            return False
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Tell the receiver that nothing more will come and wait until it has everything."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Let go of this end at once, without a farewell; the other end sees the edge break."""
 
     def check(self, header: Header, payload: Tensor) -> None:
         """Refuse a payload of another shape: a longer frame would end the peer's process."""
@@ -110,7 +158,11 @@ class Sender(ABC):
 
 
 class Receiver(ABC):
-    """The end of an edge where frames come out."""
+    """The end of an edge where frames come out.
+
+    An end made with `on_change` calls it, on a thread of the edge, when a frame arrives and when
+    the edge breaks.
+    """
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
@@ -118,11 +170,20 @@ class Receiver(ABC):
         self.wait_s = 0.0
         """Time `receive` spent before its frame was there."""
 
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether more frames may arrive; those that have can be taken either way."""
+
+    @property
+    @abstractmethod
+    def newest(self) -> Header | None:
+        """Header of the frame that arrived last, taken or not: how old is the one I take?"""
+
     @abstractmethod
     def ready(self) -> bool:
         """Whether `receive` would return without waiting."""
 
-    @abstractmethod
     def receive(self, expected: Header) -> Tensor:
         """The next payload, a tensor of the caller's own on the component's device.
 
@@ -134,20 +195,33 @@ class Receiver(ABC):
             ChannelTimeoutError: nothing came before the deadline.
             PeerLostError: the neighbour is gone.
         """
+        self._await(expected)
+        frame = self.poll()
+        if frame is None:
+            raise ChannelError(
+                f"{self.edge.name}: expected {expected}, got the end of the stream. "
+                f"Component {self.edge.source} ran fewer steps than component {self.edge.target}."
+            )
+        header, payload = frame
+        if not header.same_work(expected):
+            raise ChannelError(f"{self.edge.name}: expected {expected}, got {header}")
+        return payload
+
+    @abstractmethod
+    def poll(self) -> tuple[Header, Tensor] | None:
+        """The next frame if one is there; what came before the neighbour went is still good."""
 
     @abstractmethod
     def close(self) -> None:
         """Wait for the sender's end of stream and let go of the edge."""
 
-    def check(self, expected: Header, header: Header) -> None:
-        """Refuse a frame out of turn."""
-        if header.kind is Kind.END:
-            raise ChannelError(
-                f"{self.edge.name}: expected {expected}, got the end of the stream. "
-                f"Component {self.edge.source} ran fewer steps than component {self.edge.target}."
-            )
-        if not header.same_work(expected):
-            raise ChannelError(f"{self.edge.name}: expected {expected}, got {header}")
+    @abstractmethod
+    def abort(self) -> None:
+        """Let go of this end at once, without a farewell; the other end sees the edge break."""
+
+    @abstractmethod
+    def _await(self, expected: Header) -> None:
+        """Wait until a frame or the end of the stream is there."""
 
 
 def wait_until(
@@ -186,14 +260,15 @@ class Slot:
 
     @property
     def header(self) -> Header:
-        magic, kind, microbatch, version, origin = self._fields[:5].tolist()
+        magic, kind, *numbers = self._fields[:7].tolist()
         if magic != _MAGIC:
             raise ChannelError(f"a frame began with {magic:#x} instead of {_MAGIC:#x}")
-        return Header(Kind(kind), microbatch, version, origin)
+        return Header(Kind(kind), *numbers)
 
     @header.setter
     def header(self, h: Header) -> None:
-        self._fields[:5] = (_MAGIC, h.kind, h.microbatch, h.version, h.origin)
+        numbers = (h.microbatch, h.version, h.origin, h.life, h.clock)
+        self._fields[:7] = (_MAGIC, h.kind, *numbers)
 
 
 def frame_bytes(payload: TensorSpec) -> int:

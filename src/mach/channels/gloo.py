@@ -1,13 +1,14 @@
 """A channel over TCP, by gloo: the CPU's transport, and CUDA's where components share a GPU.
 
-An edge is a two-rank process group of its own, built directly on the store (never `new_group`, in
-which every rank would have to take part). Traps this file avoids, all seen with torch 2.13:
+Traps this file avoids, all seen with torch 2.13:
 
 - a message longer than the posted receive aborts the receiving process: frames have one size;
 - a send completes only when the peer has posted its receive: W receives are posted ahead, and a
   receive is posted again only when its frame was taken out, so these *are* the credits;
 - `wait(timeout)` that times out closes every pair of the group: the deadlines are kept by the
   training thread, on a condition variable, and the edge's thread waits without one;
+- an idle sender waits for nothing on the wire: where somebody wants to hear of a break at once, a
+  second thread listens for it;
 - a CUDA tensor's device pointer would go straight to the socket: payloads pass through pinned
   host memory, on a stream of their own.
 """
@@ -16,9 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
-from threading import Condition, Thread
-from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -34,43 +32,9 @@ from mach.channels.base import (
     frame_bytes,
     wait_until,
 )
+from mach.channels.listen import LOOPBACK
+from mach.channels.pair import FOREVER, FRAMES, SOURCE, TARGET, Wire, connect_pair, reason
 from mach.errors import ChannelError, PeerLostError
-
-# The edge's thread waits for as long as the run may take; the training thread has the deadline.
-_FOREVER = timedelta(days=365)
-_SOURCE, _TARGET, _TAG = 0, 1, 0
-
-
-class Pair(Protocol):
-    """What torch's type stubs do not tell of a process group's backend."""
-
-    def send(self, tensors: list[Tensor], rank: int, tag: int) -> dist.Work: ...
-
-    def recv(self, tensors: list[Tensor], rank: int, tag: int) -> dist.Work: ...
-
-
-def _pair(edge: Edge, store: dist.Store, rank: int, timeout_s: float) -> Pair:
-    """Connect the two ranks of an edge and pass one byte, so that the first frame finds it working.
-
-    The timeout bounds the connecting alone.
-    """
-    try:
-        pg = cast(Pair, dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=timeout_s)))
-        byte = torch.zeros(1, dtype=torch.uint8)
-        work = pg.send([byte], _TARGET, _TAG) if rank == _SOURCE else pg.recv([byte], _SOURCE, _TAG)
-        work.wait(timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        other = edge.target if rank == _SOURCE else edge.source
-        raise ChannelError(
-            f"{edge.name}: could not connect to component {other} within {timeout_s:g} s: "
-            f"{_reason(error)}"
-        ) from error
-    return pg
-
-
-def _reason(error: BaseException | None) -> str:
-    """What gloo says, without its source line and its advice."""
-    return str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
 
 
 class _Staging:
@@ -118,21 +82,36 @@ class GlooSender(Sender):
         start_s: float,
         on_sent: Callable[[Header], None] = lambda header: None,
         on_error: Callable[[BaseException], None] = lambda error: None,
+        on_change: Callable[[], None] | None = None,
+        listen: str = LOOPBACK,
     ) -> None:
-        """`on_sent` (the target took a frame in) and `on_error` are called on the edge's thread."""
+        """The callbacks are called on a thread of the edge.
+
+        Args:
+            timeout_s: longest wait of `send` for a credit.
+            start_s: longest wait for the other end to connect.
+            on_sent: the target took a frame in.
+            on_error: the edge broke.
+            on_change: a credit came back or the edge broke.
+            listen: address or interface of this machine to listen on.
+        """
         super().__init__(edge)
-        self._timeout_s, self._on_sent, self._on_error = timeout_s, on_sent, on_error
+        self._timeout_s, self._on_sent = timeout_s, on_sent
         self._staging = _Staging(device)
-        self._pg = _pair(edge, store, _SOURCE, start_s)
-        self._changed = Condition()
+        pair = connect_pair(edge, store, SOURCE, start_s, listen)
+        self._wire = Wire(pair, SOURCE, on_error, on_change)
+        self._changed = self._wire.changed
         self._free = deque(Slot(edge.payload, self._staging.pinned) for _ in range(edge.credits))
         self._full: deque[tuple[Slot, torch.cuda.Event | None]] = deque()
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, name=f"send {edge.name}", daemon=True)
-        self._thread.start()
+        self._ended = False
+        self._wire.start(f"send {edge.name}", self._run)
+
+    @property
+    def alive(self) -> bool:
+        return self._wire.error is None and not self._ended
 
     def ready(self) -> bool:
-        return bool(self._free) or self._error is not None
+        return bool(self._free) or self._wire.error is not None
 
     def send(self, header: Header, payload: Tensor) -> None:
         self.check(header, payload)
@@ -146,10 +125,14 @@ class GlooSender(Sender):
         header = Header(Kind.END, 0)
         slot = self._free_slot(header)
         slot.header = header
+        self._ended = True
         self._enqueue(slot, None)
-        self._thread.join(self._timeout_s)
-        if self._error is not None:
+        self._wire.join(self._timeout_s)
+        if self._wire.error is not None:
             raise self._lost(header)
+
+    def abort(self) -> None:
+        self._wire.abort()
 
     def _free_slot(self, header: Header) -> Slot:
         with self._changed:
@@ -162,7 +145,7 @@ class GlooSender(Sender):
                     f"the {self.edge.credits} frames before it"
                 ),
             )
-            if self._error is not None:
+            if self._wire.error is not None:
                 raise self._lost(header)
             return self._free.popleft()
 
@@ -172,36 +155,34 @@ class GlooSender(Sender):
             self._changed.notify_all()
 
     def _run(self) -> None:
-        try:
-            kind = Kind.TRAIN
-            while kind is not Kind.END:
-                with self._changed:
-                    self._changed.wait_for(lambda: bool(self._full))
-                    slot, event = self._full.popleft()
-                if event is not None:
-                    event.synchronize()
-                header = slot.header
-                kind = header.kind
-                self._pg.send([slot.buffer], _TARGET, _TAG).wait(_FOREVER)
-                self._on_sent(header)
-                with self._changed:
-                    self._free.append(slot)
-                    self._changed.notify_all()
-        except BaseException as error:
+        pair = self._wire.pair
+        kind = Kind.TRAIN
+        while kind is not Kind.END:
             with self._changed:
-                self._error = error
+                self._changed.wait_for(lambda: bool(self._full) or self._wire.error is not None)
+                if self._wire.error is not None:
+                    return
+                slot, event = self._full.popleft()
+            if event is not None:
+                event.synchronize()
+            header = slot.header
+            kind = header.kind
+            pair.send([slot.buffer], TARGET, FRAMES).wait(FOREVER)
+            self._on_sent(header)
+            with self._changed:
+                self._free.append(slot)
                 self._changed.notify_all()
-            self._on_error(error)
+            self._wire.hear()
 
     def _lost(self, header: Header) -> ChannelError:
         return PeerLostError(
             f"{self.edge.name} at {header}: component {self.edge.target} is gone "
-            f"({_reason(self._error)})"
+            f"({reason(self._wire.error)})"
         )
 
 
 class GlooReceiver(Receiver):
-    """Receiving end: W receives are always posted; the edge's thread waits for the oldest."""
+    """Receiving end: the edge's thread takes frames in, as many as there are slots."""
 
     def __init__(
         self,
@@ -212,44 +193,78 @@ class GlooReceiver(Receiver):
         start_s: float,
         on_arrival: Callable[[Header], None] = lambda header: None,
         on_error: Callable[[BaseException], None] = lambda error: None,
+        on_change: Callable[[], None] | None = None,
+        listen: str = LOOPBACK,
     ) -> None:
-        """`on_arrival` and `on_error` are called on the edge's thread."""
+        """The callbacks are called on a thread of the edge.
+
+        Args:
+            timeout_s: longest wait of `receive` for a frame.
+            start_s: longest wait for the other end to connect.
+            on_arrival: a frame has come.
+            on_error: the edge broke.
+            on_change: a frame has come or the edge broke.
+            listen: address or interface of this machine to listen on.
+        """
         super().__init__(edge)
-        self._timeout_s, self._on_arrival, self._on_error = timeout_s, on_arrival, on_error
+        self._timeout_s, self._on_arrival = timeout_s, on_arrival
         self._staging = _Staging(device)
-        self._pg = _pair(edge, store, _TARGET, start_s)
-        self._changed = Condition()
+        pair = connect_pair(edge, store, TARGET, start_s, listen)
+        self._wire = Wire(pair, TARGET, on_error, on_change)
+        self._changed = self._wire.changed
         self._posted: deque[tuple[Slot, dist.Work]] = deque()
-        self._arrived: deque[Slot] = deque()
-        self._error: BaseException | None = None
+        self._arrived: deque[tuple[Header, Slot]] = deque()
+        self._newest: Header | None = None
+        self._ended = False
         for _ in range(edge.credits):
             self._post(Slot(edge.payload, self._staging.pinned))
-        self._thread = Thread(target=self._run, name=f"receive {edge.name}", daemon=True)
-        self._thread.start()
+        self._wire.start(f"receive {edge.name}", self._run)
+
+    @property
+    def alive(self) -> bool:
+        return self._wire.error is None and not self._ended
+
+    @property
+    def newest(self) -> Header | None:
+        return self._newest
 
     def ready(self) -> bool:
-        return bool(self._arrived) or self._error is not None
+        return bool(self._arrived) or not self.alive
 
-    def receive(self, expected: Header) -> Tensor:
-        slot = self._next(expected)
-        self.check(expected, slot.header)
-        payload = self._staging.take(slot)
+    def poll(self) -> tuple[Header, Tensor] | None:
+        if not self._arrived:  # only this thread takes frames out
+            return None
         with self._changed:
-            self._post(slot)
-            self._changed.notify_all()
+            header, slot = self._arrived.popleft()
+        payload = self._staging.take(slot)
+        self._post(slot)
         self.bytes_received += frame_bytes(self.edge.payload)
-        return payload
+        return header, payload
 
     def close(self) -> None:
-        header = self._next(Header(Kind.END, 0)).header
-        if header.kind is not Kind.END:
+        end = Header(Kind.END, 0)
+        self._await(end)
+        if self._arrived:
+            header, _ = self._arrived.popleft()
             raise ChannelError(f"{self.edge.name}: expected the end of the stream, got {header}")
-        self._thread.join(self._timeout_s)
+        self._wire.join(self._timeout_s)
+
+    def abort(self) -> None:
+        self._wire.abort()
+        with self._changed:
+            self._posted.clear()
 
     def _post(self, slot: Slot) -> None:
-        self._posted.append((slot, self._pg.recv([slot.buffer], _SOURCE, _TAG)))
+        try:
+            with self._changed:
+                if self._wire.error is not None:
+                    return
+                self._posted.append((slot, self._wire.pair.recv([slot.buffer], SOURCE, FRAMES)))
+                self._changed.notify_all()
+        except RuntimeError as error:  # the neighbour has just gone
+            self._wire.broke(error)
 
-    def _next(self, expected: Header) -> Slot:
+    def _await(self, expected: Header) -> None:
         with self._changed:
             self.wait_s += wait_until(
                 self._changed,
@@ -260,29 +275,28 @@ class GlooReceiver(Receiver):
                     f"{self.edge.source}, got nothing"
                 ),
             )
-            if self._arrived:  # what came before the neighbour went is still good
-                return self._arrived.popleft()
+            if self._arrived or self._ended:  # what came before the neighbour went is still good
+                return
         raise PeerLostError(
             f"{self.edge.name} at {expected}: component {self.edge.source} is gone "
-            f"({_reason(self._error)})"
+            f"({reason(self._wire.error)})"
         )
 
     def _run(self) -> None:
-        try:
-            kind = Kind.TRAIN
-            while kind is not Kind.END:
-                with self._changed:
-                    self._changed.wait_for(lambda: bool(self._posted))
-                    slot, work = self._posted.popleft()
-                work.wait(_FOREVER)
-                header = slot.header
-                kind = header.kind
-                with self._changed:
-                    self._arrived.append(slot)
-                    self._changed.notify_all()
-                self._on_arrival(header)
-        except BaseException as error:
+        while not self._ended:
             with self._changed:
-                self._error = error
+                self._changed.wait_for(lambda: bool(self._posted) or self._wire.error is not None)
+                if not self._posted:
+                    return
+                slot, work = self._posted.popleft()  # may be full, although the edge has broken
+            work.wait(FOREVER)
+            header = slot.header
+            with self._changed:
+                if header.kind is Kind.END:
+                    self._ended = True
+                else:
+                    self._arrived.append((header, slot))
+                    self._newest = header
                 self._changed.notify_all()
-            self._on_error(error)
+            self._on_arrival(header)
+            self._wire.hear()

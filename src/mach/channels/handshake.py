@@ -32,7 +32,7 @@ def exchange_hello(
         ChannelTimeoutError: the other end did not come.
         ChannelError: both came and differ.
     """
-    mine = {"payload": str(edge.payload), "credits": str(edge.credits), **identity}
+    mine = hello_of(edge, identity)
     me, other = (edge.source, edge.target) if sending else (edge.target, edge.source)
     store.set(f"hello/{me}", json.dumps(mine))
     try:
@@ -42,9 +42,25 @@ def exchange_hello(
             f"{edge.name}: component {other} did not come up; waited {timeout_s:g} s"
         ) from error
     theirs = json.loads(store.get(f"hello/{other}"))
-    for key, value in mine.items():
-        if theirs.get(key) != value:
+    compare_hellos(edge.name, me, other, mine, theirs)
+
+
+def hello_of(edge: Edge, identity: dict[str, str]) -> dict[str, str]:
+    """What one end says of an edge."""
+    return {"payload": str(edge.payload), "credits": str(edge.credits), **identity}
+
+
+def compare_hellos(
+    name: str, me: int, other: int, mine: dict[str, str], theirs: dict[str, str]
+) -> None:
+    """Refuse two ends that differ.
+
+    Raises:
+        ChannelError: naming the edge, both components and what each of them has.
+    """
+    for key in {**mine, **theirs}:
+        if mine.get(key) != theirs.get(key):
             raise ChannelError(
-                f"{edge.name}: component {me} has {key} {value}, component {other} has "
+                f"{name}: component {me} has {key} {mine.get(key)}, component {other} has "
                 f"{theirs.get(key)}. Start both from the same config."
             )

@@ -1,24 +1,42 @@
-"""A channel inside one process: the oracle's, and a test's.
+"""A channel inside one process: the oracle's, a simulation's, and a test's.
 
 Both ends share a queue. One thread may drive both ends (ask `ready` first) or each end its own.
+What happens at one end is told to the other one, on the thread that did it.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from threading import Condition
 
 from torch import Tensor
 
-from mach.channels.base import Edge, Header, Kind, Receiver, Sender, frame_bytes, wait_until
+from mach.channels.base import Edge, Header, Receiver, Sender, frame_bytes, wait_until
 from mach.errors import PeerLostError
 
 
 class _Queue:
-    def __init__(self) -> None:
+    def __init__(self, sender_hears: Callable[[], None], receiver_hears: Callable[[], None]):
         self.changed = Condition()
         self.frames: deque[tuple[Header, Tensor]] = deque()
+        self.newest: Header | None = None
+        self.ended = False
+        """The sender has said that nothing more will come."""
         self.broken = False
+        """One of the ends was aborted."""
+        self.sender_hears, self.receiver_hears = sender_hears, receiver_hears
+
+    @property
+    def alive(self) -> bool:
+        return not (self.ended or self.broken)
+
+    def abort(self) -> None:
+        with self.changed:
+            self.broken = True
+            self.changed.notify_all()
+        self.sender_hears()
+        self.receiver_hears()
 
 
 class MemorySender(Sender):
@@ -28,8 +46,12 @@ class MemorySender(Sender):
         super().__init__(edge)
         self._queue, self._timeout_s = queue, timeout_s
 
+    @property
+    def alive(self) -> bool:
+        return self._queue.alive
+
     def ready(self) -> bool:
-        return len(self._queue.frames) < self.edge.credits
+        return len(self._queue.frames) < self.edge.credits or self._queue.broken
 
     def send(self, header: Header, payload: Tensor) -> None:
         self.check(header, payload)
@@ -39,15 +61,19 @@ class MemorySender(Sender):
 
     def close(self) -> None:
         with self._queue.changed:
-            self._queue.frames.append((Header(Kind.END, 0), Tensor()))
+            self._queue.ended = True
             self._queue.changed.notify_all()
+        self._queue.receiver_hears()
+
+    def abort(self) -> None:
+        self._queue.abort()
 
     def _put(self, header: Header, payload: Tensor) -> None:
         queue, name = self._queue, self.edge.name
         with queue.changed:
             self.wait_s += wait_until(
                 queue.changed,
-                lambda: self.ready() or queue.broken,
+                self.ready,
                 self._timeout_s,
                 lambda: (
                     f"{name}: component {self.edge.target} took none of "
@@ -57,7 +83,9 @@ class MemorySender(Sender):
             if queue.broken:
                 raise PeerLostError(f"{name} at {header}: component {self.edge.target} is gone")
             queue.frames.append((header, payload))
+            queue.newest = header
             queue.changed.notify_all()
+        queue.receiver_hears()
 
 
 class MemoryReceiver(Receiver):
@@ -67,25 +95,35 @@ class MemoryReceiver(Receiver):
         super().__init__(edge)
         self._queue, self._timeout_s = queue, timeout_s
 
-    def ready(self) -> bool:
-        return bool(self._queue.frames)
+    @property
+    def alive(self) -> bool:
+        return self._queue.alive
 
-    def receive(self, expected: Header) -> Tensor:
-        header, payload = self._take(expected)
-        self.check(expected, header)
+    @property
+    def newest(self) -> Header | None:
+        return self._queue.newest
+
+    def ready(self) -> bool:
+        return bool(self._queue.frames) or not self._queue.alive
+
+    def poll(self) -> tuple[Header, Tensor] | None:
+        queue = self._queue
+        with queue.changed:
+            if not queue.frames:
+                return None
+            frame = queue.frames.popleft()
+            queue.changed.notify_all()
         self.bytes_received += frame_bytes(self.edge.payload)
-        return payload
+        queue.sender_hears()
+        return frame
 
     def close(self) -> None:
         """Nothing to wait for: what was sent is here, and memory needs no farewell."""
 
-    def abandon(self) -> None:
-        """Leave as a component that died leaves: the sender finds out at its next frame."""
-        with self._queue.changed:
-            self._queue.broken = True
-            self._queue.changed.notify_all()
+    def abort(self) -> None:
+        self._queue.abort()
 
-    def _take(self, expected: Header) -> tuple[Header, Tensor]:
+    def _await(self, expected: Header) -> None:
         queue, name = self._queue, self.edge.name
         with queue.changed:
             self.wait_s += wait_until(
@@ -96,12 +134,20 @@ class MemoryReceiver(Receiver):
                     f"{name}: expected {expected} from component {self.edge.source}, got nothing"
                 ),
             )
-            frame = queue.frames.popleft()
-            queue.changed.notify_all()
-            return frame
+            if queue.broken and not queue.frames:
+                raise PeerLostError(f"{name} at {expected}: component {self.edge.source} is gone")
 
 
-def memory_channel(edge: Edge, timeout_s: float) -> tuple[MemorySender, MemoryReceiver]:
-    """Both ends of a new edge."""
-    queue = _Queue()
+def _nobody() -> None:
+    """Hears what nobody listens to."""
+
+
+def memory_channel(
+    edge: Edge,
+    timeout_s: float,
+    sender_hears: Callable[[], None] = _nobody,
+    receiver_hears: Callable[[], None] = _nobody,
+) -> tuple[MemorySender, MemoryReceiver]:
+    """Both ends of a new edge, and the `on_change` of either."""
+    queue = _Queue(sender_hears, receiver_hears)
     return MemorySender(edge, queue, timeout_s), MemoryReceiver(edge, queue, timeout_s)

@@ -18,7 +18,6 @@ operations of one device must not be issued from several threads. So here
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,13 +31,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mach.channels.base import Edge, Header, Kind, Receiver, Sender, frame_bytes, wait_until
-from mach.channels.gloo import GlooReceiver, GlooSender, Pair
+from mach.channels.gloo import GlooReceiver, GlooSender
+from mach.channels.listen import LOOPBACK
+from mach.channels.pair import SOURCE, TARGET, Pair
 from mach.errors import ChannelError, PeerLostError
 from mach.shapes import TensorSpec
 
 _HEADER_ONLY = TensorSpec((0,))
 _POLL_S = 100e-6
-_SOURCE, _TARGET = 0, 1
 
 
 @dataclass
@@ -124,13 +124,17 @@ class _Pair:
             self._stream.wait_event(free)
             return self._pg.recv([payload], self._peer, 0)
 
+    def abort(self) -> None:
+        """End the kernels that wait for the other end, which may never come."""
+        self._pg.abort()
+
     def _warm_up(self, edge: Edge, queue: NcclQueue, rank: int, timeout_s: float) -> None:
         """The first message connects the transport, which can take a second; do it now."""
         byte = torch.zeros(1, dtype=torch.uint8, device=queue.device)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(queue.device))
         answers: SimpleQueue[BaseException | None] = SimpleQueue()
-        operation = self.send if rank == _SOURCE else self.receive
+        operation = self.send if rank == SOURCE else self.receive
         queue.submit(lambda: operation(byte, event), answers.put)
         try:
             error = answers.get(timeout=timeout_s)
@@ -144,11 +148,20 @@ class NcclSender(Sender):
     """Sending end: a ring of slots on the GPU, each sent once its header was taken in."""
 
     def __init__(
-        self, edge: Edge, store: dist.Store, queue: NcclQueue, timeout_s: float, start_s: float
+        self,
+        edge: Edge,
+        store: dist.Store,
+        queue: NcclQueue,
+        timeout_s: float,
+        start_s: float,
+        on_change: Callable[[], None] | None = None,
+        listen: str = LOOPBACK,
     ) -> None:
+        """`on_change` and `listen` as for the GlooSender that is the control channel."""
         super().__init__(edge)
         self._queue, self._timeout_s = queue, timeout_s
-        self._pair = _Pair(edge, store, queue, _SOURCE, start_s)
+        self._on_change = on_change or (lambda: None)
+        self._pair = _Pair(edge, store, queue, SOURCE, start_s)
         payload = edge.payload
         self._free = deque(
             torch.empty(payload.shape, dtype=payload.dtype, device=queue.device)
@@ -165,7 +178,13 @@ class NcclSender(Sender):
             start_s,
             on_sent=self._taken_in,
             on_error=self._fail,
+            on_change=on_change,
+            listen=listen,
         )
+
+    @property
+    def alive(self) -> bool:
+        return self._error is None and self._control.alive
 
     def ready(self) -> bool:
         return self._error is not None or (bool(self._free) and self._control.ready())
@@ -193,6 +212,10 @@ class NcclSender(Sender):
             )
         self._control.close()
 
+    def abort(self) -> None:
+        self._control.abort()
+        self._pair.abort()
+
     def _taken_in(self, header: Header) -> None:
         """On the control channel's thread: the target has room, so its receive is about to run."""
         if header.kind is Kind.END:
@@ -201,10 +224,12 @@ class NcclSender(Sender):
             slot, event = self._announced.popleft()
 
         def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(error)
             with self._changed:
                 self._free.append(slot)
-                self._error = self._error or error
                 self._changed.notify_all()
+            self._on_change()
 
         self._queue.submit(lambda: self._pair.send(slot, event), done)
 
@@ -212,6 +237,7 @@ class NcclSender(Sender):
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
+        self._on_change()
 
     def _free_slot(self, header: Header) -> Tensor:
         with self._changed:
@@ -239,20 +265,32 @@ class _Incoming:
     payload: Tensor
     free: torch.cuda.Event
     """Recorded after the last reader of the payload."""
-    header: Header | None = None
 
 
 class NcclReceiver(Receiver):
     """Receiving end: a header that comes in starts the receive of its payload."""
 
     def __init__(
-        self, edge: Edge, store: dist.Store, queue: NcclQueue, timeout_s: float, start_s: float
+        self,
+        edge: Edge,
+        store: dist.Store,
+        queue: NcclQueue,
+        timeout_s: float,
+        start_s: float,
+        on_change: Callable[[], None] | None = None,
+        listen: str = LOOPBACK,
     ) -> None:
+        """`on_change` and `listen` as for the GlooReceiver that is the control channel."""
         super().__init__(edge)
         self._queue, self._timeout_s = queue, timeout_s
-        self._pair = _Pair(edge, store, queue, _TARGET, start_s)
+        self._on_change = on_change or (lambda: None)
+        self._pair = _Pair(edge, store, queue, TARGET, start_s)
         self._free = deque(self._new_slot() for _ in range(edge.credits))
-        self._arrived: deque[_Incoming] = deque()
+        self._arrived: deque[tuple[Header, _Incoming]] = deque()
+        self._on_its_way = 0
+        """Payloads whose header has come."""
+        self._newest: Header | None = None
+        self._ended = False
         self._changed = Condition()
         self._error: BaseException | None = None
         self._control = GlooReceiver(
@@ -263,51 +301,68 @@ class NcclReceiver(Receiver):
             start_s,
             on_arrival=self._announced,
             on_error=self._fail,
+            on_change=on_change,
+            listen=listen,
         )
 
-    def ready(self) -> bool:
-        return bool(self._arrived) or self._error is not None
+    @property
+    def alive(self) -> bool:
+        return self._error is None and not (self._ended and self._on_its_way == 0)
 
-    def receive(self, expected: Header) -> Tensor:
-        slot = self._next(expected)
-        assert slot.header is not None
-        self.check(expected, slot.header)
+    @property
+    def newest(self) -> Header | None:
+        return self._newest
+
+    def ready(self) -> bool:
+        return bool(self._arrived) or not self.alive
+
+    def poll(self) -> tuple[Header, Tensor] | None:
+        with self._changed:
+            if not self._arrived:
+                return None
+            header, slot = self._arrived.popleft()
         payload = slot.payload.clone()
         slot.free.record(torch.cuda.current_stream(self._queue.device))
         with self._changed:
             self._free.append(slot)
-        self._control.receive(slot.header)  # gives the credit back
+        self._control.poll()  # gives the credit back
         self.bytes_received += frame_bytes(self.edge.payload)
-        return payload
+        return header, payload
 
     def close(self) -> None:
         self._control.close()
+
+    def abort(self) -> None:
+        self._control.abort()
+        self._pair.abort()
 
     def _announced(self, header: Header) -> None:
         """On the control channel's thread: the source is about to send."""
         if header.kind is Kind.END:
             with self._changed:
-                end = self._free.popleft()
-                end.header = header
-                self._arrived.append(end)
+                self._ended = True
                 self._changed.notify_all()
             return
         with self._changed:
             slot = self._free.popleft()
-        slot.header = header
+            self._on_its_way += 1
 
         def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(error)
             with self._changed:
-                self._arrived.append(slot)
-                self._error = self._error or error
+                self._on_its_way -= 1
+                if self._error is None:  # an aborted receive ends like one that has succeeded
+                    self._arrived.append((header, slot))
+                    self._newest = header
                 self._changed.notify_all()
+            self._on_change()
 
         self._queue.submit(lambda: self._pair.receive(slot.payload, slot.free), done)
 
-    def _next(self, expected: Header) -> _Incoming:
-        started = time.perf_counter()
+    def _await(self, expected: Header) -> None:
         with self._changed:
-            wait_until(
+            self.wait_s += wait_until(
                 self._changed,
                 self.ready,
                 self._timeout_s,
@@ -316,18 +371,17 @@ class NcclReceiver(Receiver):
                     f"{self.edge.source}, got nothing"
                 ),
             )
-            self.wait_s += time.perf_counter() - started
-            if self._error is not None:
+            if self._error is not None and not self._arrived:
                 raise PeerLostError(
                     f"{self.edge.name} at {expected}: component {self.edge.source} is gone "
                     f"({self._error})"
                 )
-            return self._arrived.popleft()
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
+        self._on_change()
 
     def _new_slot(self) -> _Incoming:
         spec, device = self.edge.payload, self._queue.device

@@ -8,18 +8,24 @@ Edges to the child are built before those to the parent, so the chain comes up f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
-from mach.channels.base import Edge, Receiver, Sender
-from mach.channels.gloo import GlooReceiver, GlooSender
+from mach.channels.base import Edge, Link, Receiver, Sender
+from mach.channels.bell import Bell
+from mach.channels.ends import Maker
 from mach.channels.handshake import exchange_hello
+from mach.channels.listen import listen_on
+from mach.channels.live import LiveLink
 from mach.channels.memory import memory_channel
-from mach.channels.nccl import NcclQueue, NcclReceiver, NcclSender
 from mach.config import TransportConfig
 from mach.shapes import TensorSpec
+
+_CONNECT_S = {"gloo": 5.0, "nccl": 60.0}
+"""Longest that neighbours who have agreed may take to connect; NCCL sets up a communicator."""
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Channels:
     to_child: Sender | None = None
     from_parent: Receiver | None = None
     to_parent: Sender | None = None
+    links: list[LiveLink] = field(default_factory=list)
+    """What keeps the ends connected, to the child first; none where a break ends the run."""
 
     def close_down(self) -> None:
         """No more gradients: tell the child first, then hear it from the parent."""
@@ -39,21 +47,17 @@ class Channels:
         """No more activations: tell the parent first, then hear it from the child."""
         self._close(self.to_parent, self.from_child)
 
+    def close_links(self) -> None:
+        """End the live links for good; neighbours see them break."""
+        for link in self.links:
+            link.close()
+
     @staticmethod
     def _close(sender: Sender | None, receiver: Receiver | None) -> None:
         if sender is not None:
             sender.close()
         if receiver is not None:
             receiver.close()
-
-
-@dataclass(frozen=True)
-class Link:
-    """The two edges between component k (the child) and component k + 1 (the parent)."""
-
-    up: Edge
-    down: Edge | None
-    """None where feedback is 0: no gradient travels."""
 
 
 def links(activations: list[TensorSpec], credits: int, feedback: float) -> list[Link]:
@@ -85,6 +89,8 @@ def connect(
     *,
     identity: dict[str, str],
     incarnation: int,
+    bind: str | None = None,
+    store_host: str | None = None,
 ) -> Channels:
     """The channels of one component of a chain of processes.
 
@@ -97,59 +103,85 @@ def connect(
         config: deadlines.
         identity: what both ends of an edge must agree on (run id, config hash).
         incarnation: how often this component has been started before.
+        bind: where edges listen: None for loopback, `auto` for the address that reaches the
+            store, or an address or interface of this machine.
+        store_host: the store's host, which `auto` asks for.
     """
-    maker = _Maker(store, device, transport, config, identity, incarnation)
+    maker = Maker(device, transport, config.timeout_s, listen_on(bind, store_host))
+    start_s = config.start_timeout_s
+
+    def agree(edge: Edge, *, sending: bool) -> dist.Store:
+        prefix = f"edge/{edge.name.replace(' ', '/')}/{incarnation}"
+        of_edge = dist.PrefixStore(prefix, store)
+        exchange_hello(of_edge, edge, sending=sending, identity=identity, timeout_s=start_s)
+        return of_edge
+
+    def sender(edge: Edge) -> Sender:
+        return maker.sender(edge, agree(edge, sending=True), start_s)
+
+    def receiver(edge: Edge) -> Receiver:
+        return maker.receiver(edge, agree(edge, sending=False), start_s)
+
     channels = Channels()
     if component > 0:
         link = chain[component - 1]
-        channels.from_child = maker.receiver(link.up)
-        channels.to_child = maker.sender(link.down) if link.down is not None else None
+        channels.from_child = receiver(link.up)
+        channels.to_child = sender(link.down) if link.down is not None else None
     if component < len(chain):
         link = chain[component]
-        channels.to_parent = maker.sender(link.up)
-        channels.from_parent = maker.receiver(link.down) if link.down is not None else None
+        channels.to_parent = sender(link.up)
+        channels.from_parent = receiver(link.down) if link.down is not None else None
     return channels
 
 
-class _Maker:
-    """Builds ends of edges that share store, device and deadlines."""
+def connect_live(
+    chain: list[Link],
+    component: int,
+    store: dist.Store,
+    device: torch.device,
+    transport: str,
+    config: TransportConfig,
+    *,
+    identity: dict[str, str],
+    life: int,
+    bell: Bell,
+    bind: str | None = None,
+    store_host: str | None = None,
+    on_refused: Callable[[str], None] = lambda text: None,
+    on_store_lost: Callable[[], None] = lambda: None,
+) -> Channels:
+    """The channels of one component whose neighbours may die and come back. Returns at once.
 
-    def __init__(
-        self,
-        store: dist.Store,
-        device: torch.device,
-        transport: str,
-        config: TransportConfig,
-        identity: dict[str, str],
-        incarnation: int,
-    ) -> None:
-        self._store, self._device, self._config = store, device, config
-        self._identity, self._incarnation = identity, incarnation
-        # One thread issues every NCCL operation of the process, whatever the number of edges.
-        self._queue = NcclQueue(device) if transport == "nccl" else None
+    Args as for `connect`, and
 
-    def sender(self, edge: Edge) -> Sender:
-        store = self._agree(edge, sending=True)
-        deadlines = (self._config.timeout_s, self._config.start_timeout_s)
-        if self._queue is not None:
-            return NcclSender(edge, store, self._queue, *deadlines)
-        return GlooSender(edge, store, self._device, *deadlines)
+        life: how often this component has been started before.
+        bell: rung when something happens at any of the ends.
+        on_refused: hears, on a link's thread, that a neighbour was built from another config.
+        on_store_lost: hears there, once per link, that the store is gone.
+    """
+    maker = Maker(device, transport, config.timeout_s, listen_on(bind, store_host))
 
-    def receiver(self, edge: Edge) -> Receiver:
-        store = self._agree(edge, sending=False)
-        deadlines = (self._config.timeout_s, self._config.start_timeout_s)
-        if self._queue is not None:
-            return NcclReceiver(edge, store, self._queue, *deadlines)
-        return GlooReceiver(edge, store, self._device, *deadlines)
-
-    def _agree(self, edge: Edge, *, sending: bool) -> dist.Store:
-        name = f"edge/{edge.name.replace(' ', '/')}/{self._incarnation}"
-        store = dist.PrefixStore(name, self._store)
-        exchange_hello(
+    def live(link: Link) -> LiveLink:
+        return LiveLink(
+            link,
+            component,
             store,
-            edge,
-            sending=sending,
-            identity=self._identity,
-            timeout_s=self._config.start_timeout_s,
+            maker,
+            identity=identity,
+            life=life,
+            bell=bell,
+            on_refused=on_refused,
+            on_store_lost=on_store_lost,
+            connect_s=min(_CONNECT_S[transport], config.start_timeout_s),
         )
-        return store
+
+    channels = Channels()
+    if component > 0:
+        link = live(chain[component - 1])
+        channels.from_child, channels.to_child = link.receiver, link.sender
+        channels.links.append(link)
+    if component < len(chain):
+        link = live(chain[component])
+        channels.from_parent, channels.to_parent = link.receiver, link.sender
+        channels.links.append(link)
+    return channels

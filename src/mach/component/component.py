@@ -11,7 +11,7 @@ notebook as it does in a rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -98,19 +98,19 @@ class Component:
         self._device = next(head.parameters()).device
         self._autocast = precision == "bf16"
         self.version = 0
-        self.pending: dict[int, Pending] = {}
+        self.pending: dict[Hashable, Pending] = {}
         self.gradient_norm: Tensor = torch.zeros((), device=self._device)
         self.totals = self._zero_totals()
 
     # --- training ------------------------------------------------------------------------
 
     def forward(
-        self, microbatch: int, inputs: Tensor, x: Tensor | None, y: Tensor, staleness: int = 0
+        self, microbatch: Hashable, inputs: Tensor, x: Tensor | None, y: Tensor, staleness: int = 0
     ) -> Tensor:
         """h of one microbatch, detached: what is sent to the parent.
 
         Args:
-            microbatch: its number, by which `backward` finds it again.
+            microbatch: its number or name, by which `backward` finds it again.
             inputs: the child's activation, or the raw input at the bottom.
             x: raw input, where a student needs it.
             y: targets as the data has them.
@@ -133,19 +133,23 @@ class Component:
         with torch.no_grad():
             return self._run(self.body, inputs)
 
-    def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+    def backward(
+        self, microbatch: Hashable, gradient: Tensor | None, *, alone: bool = False
+    ) -> Tensor | None:
         """Back-propagate a microbatch.
 
         Args:
             microbatch: one that `forward` has seen and `backward` has not.
             gradient: G from the parent [B, ...]; None at the top or where the chain is cut.
+            alone: no gradient will come where one should: the body feels its head in full.
 
         Returns:
             The gradient of its inputs times feedback [B, ...]; None where feedback is 0.
         """
         work = self.pending.pop(microbatch)
         h = work.output if work.output is not None else self._run(self.body, work.inputs)
-        loss = self._head_loss(scale_gradient(h, self._head_weight), work.y)
+        weight = 1.0 if alone else self._head_weight
+        loss = self._head_loss(scale_gradient(h, weight), work.y)
         roots: list[Tensor] = [loss / self._accumulate]
         seeds: list[Tensor | None] = [None]
         if gradient is not None:
@@ -176,6 +180,12 @@ class Component:
         self.version += 1
         if self._stash is not None:
             self._stash.advance()
+
+    def forget_gradients(self) -> None:
+        """Drop what was gathered since the last step: a component that has taken all its steps
+        goes on computing for its neighbours."""
+        for module in (self.body, self.head):
+            module.zero_grad()
 
     def resume(self, step: int) -> None:
         """Go on after optimizer step `step`, with nothing in flight."""

@@ -21,6 +21,10 @@ _TRAVELS: frozenset[np.dtype[Any]] = frozenset(
 )
 
 
+_LIVES = 8
+"""Orders kept beside the first: one epoch's order of a large set is worth remembering."""
+
+
 class Batches:
     """Microbatches of the training split, and batches of the test split, on a device.
 
@@ -37,10 +41,10 @@ class Batches:
         self._is_text = dataset.y_train is None
         if self._is_text:
             self._context = dataset.task.sample.shape[0]
-            self._order = windows(len(dataset.x_train), self._context, microbatch_size, seed)
             self._window = np.arange(self._context + 1)
-        else:
-            self._order = Order(len(dataset.x_train), microbatch_size, seed)
+        self._seed = seed
+        self._order = self._order_of(seed)
+        self._order_of_life = lru_cache(maxsize=_LIVES)(self._new_order)
         # The same mapped memory without memmap's cost per indexing.
         self._x_train, self._x_test = np.asarray(dataset.x_train), np.asarray(dataset.x_test)
         self._y_train, self._y_test = _plain(dataset.y_train), _plain(dataset.y_test)
@@ -51,14 +55,22 @@ class Batches:
         """Training samples of one epoch."""
         return self._order.samples
 
-    def train(self, b: int) -> tuple[Tensor, Tensor]:
+    def train(self, b: int, origin: int = 0, life: int = 0) -> tuple[Tensor, Tensor]:
         """Microbatch b.
+
+        Args:
+            b: its number.
+            origin: the component that chose it. Under `sync` and `delayed` all are of component
+                0; under `free` a component that goes on without its child chooses its own.
+            life: which life of that component: each has an order of its own.
 
         Returns:
             x: float32 [B, ..] standardised, or int64 tokens [B, T].
             y: int64 labels [B], or the byte after each token [B, T].
         """
-        return self._gather(self._x_train, self._y_train, self._order.microbatch(b))
+        first = origin == life == 0
+        order = self._order if first else self._order_of_life(origin, life)
+        return self._gather(self._x_train, self._y_train, order.microbatch(b))
 
     def test_batches(self, samples: int | None = None) -> int:
         """Number of batches of the test split, or of as many of its `samples`."""
@@ -76,6 +88,16 @@ class Batches:
             # From the first place in the held-out text to the last one with a byte to predict.
             indices = indices * (len(self._x_test) - self._context - 1) // max(1, total - 1)
         return self._gather(self._x_test, self._y_test, indices)
+
+    def _order_of(self, seed: int) -> Order:
+        samples = len(self._dataset.x_train)
+        if self._is_text:
+            return windows(samples, self._context, self._size, seed)
+        return Order(samples, self._size, seed)
+
+    def _new_order(self, origin: int, life: int) -> Order:
+        mixed = np.random.SeedSequence([self._seed, origin, life]).generate_state(1)
+        return self._order_of(int(mixed[0]))
 
     def _test_samples(self, samples: int | None) -> int:
         total = self._dataset.test_samples

@@ -78,7 +78,7 @@ def _with_folder(config: Config, sweeping: bool) -> Config:
 
 
 def launch(config: Config) -> Mapping[str, Any]:
-    """Check a run, claim its folder, train it in a gang of processes, print and return its result.
+    """Check a run, claim its folder, train it in processes, print and return its result.
 
     Raises:
         MachError: the run was refused, or a component fell; its text says all.
@@ -87,14 +87,22 @@ def launch(config: Config) -> Mapping[str, Any]:
     from mach import runfolder
     from mach.launcher.gang import run_gang
     from mach.launcher.preflight import preflight
+    from mach.launcher.supervised import run_supervised
     from mach.report.console import result_table
 
     assert config.out is not None
+    if config.launch.name == "slurm":
+        raise ConfigError(
+            "launch=slurm: expected ranks that somebody else's torchrun starts; got mach train, "
+            "which starts its own. See launch/README.md, or choose launch=auto."
+        )
     run_dir = Path(config.out)
+    runfolder.check_free(run_dir)
     preflight(config, run_dir, config.components)
     result = runfolder.finished(run_dir) if config.resume == "auto" else None
     if result is None:
-        result = run_gang(config, run_dir)
+        with runfolder.hold(run_dir):
+            result = (run_supervised if config.supervised else run_gang)(config, run_dir)
     console = Console()
     console.print(result_table(result))
     console.print(f"Result: {run_dir / runfolder.RESULT}", soft_wrap=True)

@@ -33,26 +33,31 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
     dataset = open_dataset(config.data)
     check(dataset)
     assembly = Assembly(config, dataset.task)
-    found = resume_point(config, run_dir)
-    if found is not None:
-        checkpoint.verify(found)
-        _check_fit(found, assembly)
+    for k in range(config.components):
+        found = resume_point(config, run_dir, k)
+        if found is not None:
+            checkpoint.verify(found, k)
+            _check_fit(found, assembly, k)
     runfolder.claim(run_dir, config)
     return config
 
 
-def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
-    """The checkpoint this run goes on from, or None for a start from nothing.
+def resume_point(config: Config, run_dir: Path, k: int) -> checkpoint.Checkpoint | None:
+    """The checkpoint component k goes on from, or None for a start from nothing.
 
     The last one in its own folder, after a death or with `resume=auto`; else the one that
-    `resume=PATH` names.
+    `resume=PATH` names. Under `free` that is the last one of this component; otherwise the last one
+    that all have.
 
     Raises:
         CheckpointError: there is none where one was named, or it is of another run or network.
     """
-    own = found = checkpoint.latest(run_dir)
+    free = config.schedule == "free"
+    own = found = checkpoint.latest_of(run_dir, k) if free else checkpoint.latest(run_dir)
     if own is None and config.resume not in (None, "auto"):
-        found = checkpoint.find(Path(config.resume))
+        named = Path(config.resume)
+        found = checkpoint.latest_of(named, k) if free else None
+        found = found or checkpoint.find(named)
     if found is None:
         return None
     if found.manifest["components"] != config.components:
@@ -74,12 +79,11 @@ def resume_point(config: Config, run_dir: Path) -> checkpoint.Checkpoint | None:
     return found
 
 
-def _check_fit(found: checkpoint.Checkpoint, assembly: Assembly) -> None:
+def _check_fit(found: checkpoint.Checkpoint, assembly: Assembly, k: int) -> None:
     """Refuse a checkpoint of another network here, before the run folder is taken."""
     meta = torch.device("meta")
     with meta:  # shapes without numbers
-        for k in range(assembly.config.components):
-            checkpoint.check_fit(found, k, assembly.component(k, meta)[0])
+        checkpoint.check_fit(found, k, assembly.component(k, meta)[0])
 
 
 def _check_devices(config: Config, places: int) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
@@ -30,6 +30,16 @@ REFRESH_S = 0.25
 # --- while it runs --------------------------------------------------------------------------
 
 
+class Watched(Protocol):
+    """What a supervisor knows of a component, sooner than the logs do."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def step(self) -> int: ...
+
+
 class Progress:
     """Live lines of all components, one each.
 
@@ -40,6 +50,7 @@ class Progress:
         components: number of components.
         steps: optimizer steps of the whole run.
         enabled: False shows nothing at all.
+        watch: what a supervisor knows of each component; None where nobody watches.
     """
 
     def __init__(
@@ -49,7 +60,9 @@ class Progress:
         steps: int,
         enabled: bool = True,
         console: Console | None = None,
+        watch: Callable[[], Sequence[Watched]] | None = None,
     ) -> None:
+        self._watch = watch
         self._console = console or Console()
         # FORCE_COLOR makes rich call a pipe a terminal; a bar cannot move there all the same.
         self._shown = enabled and self._console.is_terminal and self._console.file.isatty()
@@ -64,6 +77,7 @@ class Progress:
             return self
         self._bars = Bars(
             TextColumn("component {task.fields[component]}"),
+            *([TextColumn("{task.fields[state]:<10}")] if self._watch else []),  # restarting
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -77,7 +91,7 @@ class Progress:
             redirect_stderr=sys.stderr.isatty(),
         )
         self._tasks = [
-            self._bars.add_task("", total=self._steps, component=k, numbers=_numbers({}))
+            self._bars.add_task("", total=self._steps, component=k, state="", numbers=_numbers({}))
             for k in range(self._components)
         ]
         self._bars.start()
@@ -109,6 +123,8 @@ class Progress:
                         # An evaluation's line does not have what a step's line has.
                         latest[k] |= {key: v for key, v in record.items() if v is not None}
                     self._show(self._tasks[k], latest[k])
+                for k, one in enumerate(self._watch() if self._watch else ()):
+                    self._bars.update(self._tasks[k], completed=one.step, state=one.state)
                 self._bars.refresh()
         except Exception:  # a view that breaks is no reason to stop a run
             _log.warning("progress: no longer shown, the run goes on", exc_info=True)

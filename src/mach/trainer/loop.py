@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from mach import schedule
@@ -21,15 +21,19 @@ class Hooks(Protocol):
     def logged(self, record: dict[str, Any]) -> None:
         """A line for the log."""
 
+    def stepped(self, step: int) -> None:
+        """Optimizer step `step` is taken."""
+
     def flushed(self, step: int, last: bool) -> None:
-        """Nothing is in flight after optimizer step `step`: the place to save."""
+        """The place to save, after optimizer step `step`; under `free` something may be in flight,
+        which is not saved."""
 
 
 def program(
     config: Config, component: int, test_batches: TestBatches, first_step: int
 ) -> Iterator[Action]:
     """Everything one component does: the schedule, and the evaluations at its flush points."""
-    points = schedule.flush_points(config.steps, config.checkpoint.every, config.eval.every)
+    points = schedule.flush_points(config.steps, config.save_every, config.eval.every)
     for action in schedule.actions(
         config.schedule,
         config.components,
@@ -72,7 +76,7 @@ class Trainer:
         self,
         config: Config,
         worker: Worker,
-        optimizers: dict[str, Optimizer],
+        optimizers: Mapping[str, Optimizer],
         task: Task,
         actions: Iterator[Action],
         hooks: Hooks,
@@ -82,36 +86,40 @@ class Trainer:
         self._actions = actions
         self._optimizer = optimizers["chain"]
         self._scores: dict[int, dict[str, float]] = {}
-        self._next = next(actions, None)
+        self._decided: list[Action | None] = []
         self._step = 0
         self._wall_s, self._busy_fraction = 0.0, 1.0
         self._account = Account(worker)
 
     @property
     def next(self) -> Action | None:
-        """The action to come; None when the program has ended."""
-        return self._next
+        """The action to come; None when the program has ended. Asked for as late as can be:
+        under `free` it depends on what has arrived by then."""
+        if not self._decided:
+            self._decided.append(next(self._actions, None))
+        return self._decided[0]
 
     def run(self) -> Outcome:
         """Train to the end."""
-        while self._next is not None:
+        while self.next is not None:
             self.advance()
         return self.outcome()
 
     def advance(self) -> None:
         """Do the next action and tell the hooks."""
-        action = self._next
+        action = self.next
         assert action is not None
+        self._decided.clear()
         self.worker.run(action)
         match action:
             case Step(step):
                 if step % self._config.report.every == 0 or step in (1, self._config.steps):
                     self._hooks.logged(self._record(step))
                 self._step = step
+                self._hooks.stepped(step)
             case Flush(step):
                 self._flush(step)
-        self._next = next(self._actions, None)
-        if isinstance(action, Evaluate) and not isinstance(self._next, Evaluate):
+        if isinstance(action, Evaluate) and not isinstance(self.next, Evaluate):
             self._read_scores()
 
     def outcome(self) -> Outcome:
@@ -132,8 +140,7 @@ class Trainer:
         last = step == self._config.steps
         if last:
             self._wall_s, self._busy_fraction = self._account.wall_s, self._account.busy_fraction
-            # Now, not at the end: neighbours must not sit out each other's final evaluation.
-            self.worker.channels.close_down()
+            self.worker.trained()
         self._hooks.flushed(step, last)
 
     def _record(self, step: int) -> dict[str, Any]:
@@ -145,6 +152,7 @@ class Trainer:
             **self._account.interval(samples),
             "gradient_norm": self.worker.component.gradient_norm.item(),
             "lr": self._optimizer.rate(step - 1),
+            **self.worker.counters(),
         }
 
     def _read_scores(self) -> None:

@@ -27,6 +27,9 @@ class Quiet:
     def logged(self, record: dict[str, Any]) -> None:
         """Not kept."""
 
+    def stepped(self, step: int) -> None:
+        """Nothing to do."""
+
     def flushed(self, step: int, last: bool) -> None:
         """Not saved."""
 

@@ -62,6 +62,15 @@ class Worker:
             case Flush(step):
                 self.check_finite(step)
 
+    def counters(self) -> dict[str, int]:
+        """What the log tells of this kind of worker alone."""
+        return {}
+
+    def trained(self) -> None:
+        """The last step is taken. Close the gradients' edges now, not at the end: neighbours must
+        not sit out each other's final evaluation."""
+        self.channels.close_down()
+
     def check_finite(self, step: int) -> None:
         """Stop a run that has diverged.
 
@@ -97,19 +106,28 @@ class Worker:
             channels.to_child.send(header, child_gradient)
 
     def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
-        component, channels = self.component, self.channels
-        header = Header(Kind.EVALUATE, batch, component.version, origin)
+        channels = self.channels
+        header = Header(Kind.EVALUATE, batch, self.component.version, origin)
         x, y = self._batches.test(batch, samples)
         if origin < self.index:
             assert channels.from_child is not None
             inputs = channels.from_child.receive(header)[: len(y)]
         else:
-            inputs = x if origin == 0 else component.imitate_child(x)
+            inputs = self._enter(origin, x)
+        h = self._score(origin, inputs, y)
+        if channels.to_parent is not None:
+            channels.to_parent.send(header, _padded(h, channels.to_parent.edge.payload.shape[0]))
+
+    def _enter(self, origin: int, x: Tensor) -> Tensor:
+        """What the body of component `origin` is given where the chain or a window begins."""
+        return x if origin == 0 else self.component.imitate_child(x)
+
+    def _score(self, origin: int, inputs: Tensor, y: Tensor) -> Tensor:
+        component = self.component
         h = component.infer(inputs)
         score = self.scores.setdefault(origin, Score(self._device))
         score.add(component.predict(h), component.targets(y))
-        if channels.to_parent is not None:
-            channels.to_parent.send(header, _padded(h, channels.to_parent.edge.payload.shape[0]))
+        return h
 
 
 def _padded(h: Tensor, rows: int) -> Tensor:

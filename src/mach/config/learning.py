@@ -1,0 +1,82 @@
+"""How does a component learn: its head, its student, its optimizer?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mach.config.checks import at_least, one_of, within
+
+
+@dataclass
+class HeadConfig:
+    """The local classifier g_k on every component's activation."""
+
+    weight: float = 0.1
+    """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
+    so at 0 it is a probe: every exit can be used and the chain does not know of it. The top
+    component always has 1."""
+
+    def __post_init__(self) -> None:
+        at_least("head.weight", self.weight, 0)
+
+
+@dataclass
+class StudentConfig:
+    """The student s_k that predicts the child's activation from the raw input."""
+
+    enabled: bool = True
+    width: int = 128
+    """Hidden width of the student."""
+    depth: int = 1
+    """Blocks of the student."""
+    lr: float = 1e-3
+    """Peak learning rate of the student's AdamW."""
+    task_weight: float = 1.0
+    """mu: weight of the task loss through the frozen body and head."""
+    mix: float = 0.0
+    """Fraction of every microbatch whose input to the body is the student's (the 2019 algorithm).
+    It cost the chain 12 points in our trial; above 0 the chain is no longer undisturbed."""
+
+    def __post_init__(self) -> None:
+        at_least("student.width", self.width, 1)
+        at_least("student.depth", self.depth, 0)
+        at_least("student.lr", self.lr, 0)
+        at_least("student.task_weight", self.task_weight, 0)
+        within("student.mix", self.mix, 0, 1)
+
+
+@dataclass
+class OptimConfig:
+    """How a component turns gradients into steps."""
+
+    name: str = "muon"
+    """muon (matrices of the body; AdamW for the rest), adamw or sgd."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW or SGD; under muon that of everything but the body's matrices."""
+    muon_lr: float = 0.01
+    """Peak learning rate of Muon."""
+    muon_momentum: float = 0.95
+    momentum: float = 0.9
+    """Momentum of SGD (Nesterov)."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of a component's gradient; 0 does not clip."""
+    warmup: float = 0.02
+    """Fraction of the steps over which the rate rises linearly from 0."""
+    cosine: bool = True
+    """Let the rate fall along a half cosine after the warm-up."""
+    correction: str = "rate"
+    """rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021); or none."""
+    correction_fraction: float = 0.3
+    """Fraction of the steps over which the correction is annealed away."""
+    precision: str = "fp32"
+    """fp32, or bf16: autocast of body, head and student."""
+
+    def __post_init__(self) -> None:
+        one_of("optim.name", self.name, ("muon", "adamw", "sgd"))
+        one_of("optim.correction", self.correction, ("rate", "none"))
+        one_of("optim.precision", self.precision, ("fp32", "bf16"))
+        for key in ("lr", "muon_lr", "weight_decay", "clip"):
+            at_least(f"optim.{key}", getattr(self, key), 0)
+        for key in ("momentum", "muon_momentum", "warmup", "correction_fraction"):
+            within(f"optim.{key}", getattr(self, key), 0, 1)

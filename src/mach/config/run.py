@@ -1,0 +1,147 @@
+"""What is one run?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from mach.config.checks import at_least, one_of
+from mach.config.data import DataConfig, DigitsConfig
+from mach.config.learning import HeadConfig, OptimConfig, StudentConfig
+from mach.config.model import MlpConfig, ModelConfig
+from mach.config.running import (
+    CheckpointConfig,
+    EvalConfig,
+    FaultsConfig,
+    LaunchConfig,
+    ReportConfig,
+    TransportConfig,
+)
+from mach.errors import ConfigError
+from mach.schedule import KINDS
+
+
+@dataclass
+class Config:
+    """One run. The names at this level are the ones people sweep."""
+
+    components: int = 4
+    """K: how many processes the network is cut into."""
+    schedule: str = "delayed"
+    delay: int = 1
+    """d: how many microbatches late a message is used, per hop; under free the most it may be."""
+    patience_ms: float = 100.0
+    """free: how long a component waits for a silent child before it makes its input itself, by its
+    student. A child that is known to be down is not waited for."""
+    accumulate: int = 4
+    """M: microbatches per optimizer step."""
+    feedback: float = 1.0
+    """gamma: factor on the gradient a parent returns to its child; 0 cuts the chain."""
+    replay: str = "recompute"
+    """recompute the forward at the present weights, or stash the weight versions in flight."""
+    steps: int = 500
+    """Optimizer steps."""
+    microbatch_size: int = 16
+    seed: int = 0
+    method: str = "mach"
+    """Named algorithm; set by the `method` group."""
+    out: str | None = None
+    """Run folder. None: runs/<date and time>."""
+    resume: str | None = None
+    """auto: go on from the last checkpoint in `out`. A path: begin from that run or checkpoint."""
+    model: ModelConfig = field(default_factory=MlpConfig)
+    data: DataConfig = field(default_factory=DigitsConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, KINDS)
+        one_of("replay", self.replay, ("recompute", "stash"))
+        for key in ("components", "accumulate", "steps", "microbatch_size"):
+            at_least(key, getattr(self, key), 1)
+        for key in ("delay", "patience_ms", "feedback", "seed"):
+            at_least(key, getattr(self, key), 0)
+        depth = self.model.depth
+        if depth is not None and depth < self.components:
+            raise ConfigError(
+                f"components: expected at most model.depth={depth}, one block each; "
+                f"got {self.components}. Ask for fewer components or a deeper model."
+            )
+        if self.launch.name == "supervised" and self.schedule != "free":
+            raise ConfigError(
+                "launch=supervised: expected schedule=free; got "
+                f"{self.schedule}, under which every component needs every other. Set "
+                "schedule=free or launch=gang."
+            )
+        if self.faults.component >= self.components:
+            raise ConfigError(
+                f"faults.component: expected less than components={self.components}; got "
+                f"{self.faults.component}"
+            )
+        if self.transport.credits is not None:  # under free nobody waits for one
+            least = 1 if self.schedule == "free" else self._usual_credits
+            at_least("transport.credits", self.transport.credits, least)
+        if self.feedback == 0 and self.head.weight == 0 and self.components > 1:
+            raise ConfigError(
+                "head.weight: expected more than 0 because feedback=0 leaves the bodies below the "
+                "top with no other gradient; got 0. Set head.weight=1."
+            )
+
+    @property
+    def credits(self) -> int:
+        """W: frames that may be under way on one edge."""
+        return self.transport.credits or self._usual_credits
+
+    @property
+    def _usual_credits(self) -> int:
+        # delayed: a child is up to 2 d microbatches ahead of the gradients it takes. Both edges of
+        # a link must hold them, or child and parent wait for each other.
+        # free: what waits behind d others is d microbatches late, which is what it may be.
+        return (1 if self.schedule == "sync" else self.delay) + 1
+
+    @property
+    def microbatches(self) -> int:
+        """Microbatches of the whole run."""
+        return self.steps * self.accumulate
+
+    @property
+    def effective_delay(self) -> int:
+        """Delay that costs staleness: none when the chain is cut or flushed at every step."""
+        return self.delay if self.schedule != "sync" and self.feedback > 0 else 0
+
+    @property
+    def supervised(self) -> bool:
+        """Whether `mach train` watches each component by itself."""
+        if self.launch.name == "auto":
+            return self.schedule == "free"
+        return self.launch.name == "supervised"
+
+    @property
+    def max_restarts(self) -> int:
+        """Restarts of the group, or of each component."""
+        if self.launch.max_restarts is None:
+            return 10 if self.supervised else 0
+        return self.launch.max_restarts
+
+    @property
+    def save_every(self) -> int:
+        """Optimizer steps between two checkpoints; 0 saves at the end only."""
+        if self.checkpoint.every is None:
+            return max(1, self.steps // 20) if self.schedule == "free" else 0
+        return self.checkpoint.every
+
+    def bodies(self) -> list[range]:
+        """Blocks of each component, numbered through the network; the first take the rest."""
+        total = (
+            self.components * self.model.blocks if self.model.depth is None else self.model.depth
+        )
+        size, rest = divmod(total, self.components)
+        starts = [k * size + min(k, rest) for k in range(self.components + 1)]
+        return [range(a, b) for a, b in pairwise(starts)]

@@ -1,0 +1,156 @@
+"""How does a run run: messages, processes, reports, checkpoints, evaluations?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mach.config.checks import at_least, one_of
+from mach.errors import ConfigError
+
+
+@dataclass
+class TransportConfig:
+    """How messages travel between neighbours."""
+
+    name: str = "auto"
+    """gloo (CPU; or CUDA through pinned host memory, components may share a GPU), nccl (one GPU per
+    component), or auto: nccl where each component has a GPU of its own, else gloo."""
+    credits: int | None = None
+    """W: frames that may be on their way on one edge before its sender waits (under free: before
+    it goes on without sending). None takes delay + 1 (2 under sync); more suits links with a long
+    round trip, fewer (free only) neighbours that are much slower than this component."""
+    timeout_s: float = 120.0
+    """Longest wait for a message from a neighbour."""
+    start_timeout_s: float = 120.0
+    """Longest wait for a neighbour to come up."""
+
+    def __post_init__(self) -> None:
+        one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
+        for key in ("timeout_s", "start_timeout_s"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigError(
+                    f"transport.{key}: expected seconds above 0; got {getattr(self, key)}"
+                )
+
+
+@dataclass
+class LaunchConfig:
+    """How the processes of a run are started and watched."""
+
+    name: str = "auto"
+    """gang: one elastic worker group, if one component dies all stop. supervised: each component is
+    started, watched and restarted by itself (free only). auto: supervised under free, else gang.
+    slurm: somebody else's torchrun starts the ranks (launch/README.md)."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    threads: int | None = None
+    """Compute threads per component on CPU. None: the machine's cores divided by the components."""
+    pin: bool = True
+    """Bind each component to cores of its own where there are enough."""
+    max_restarts: int | None = None
+    """How often the group, or under supervised each component, restarts from its last checkpoint
+    after a death. None: never for a gang, 10 times for a supervised component."""
+    backoff_s: float = 1.0
+    """supervised: pause before a component that died without a single step is started once more;
+    it doubles with every such life."""
+    hang_s: float = 30.0
+    """supervised: a component that has done nothing for so long is ended and restarted. Longer
+    than its longest microbatch and its longest save."""
+    on_exhausted: str = "stop"
+    """supervised: stop the run, or continue without it, when a component has no restart left."""
+    bind: str | None = None
+    """Where the run's store and edges listen: an address, the name of a network interface, or auto:
+    the address from which this machine reaches the store. None: loopback, for one machine."""
+
+    def __post_init__(self) -> None:
+        one_of("launch.name", self.name, ("auto", "gang", "supervised", "slurm"))
+        one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
+        one_of("launch.on_exhausted", self.on_exhausted, ("stop", "continue"))
+        if self.threads is not None:
+            at_least("launch.threads", self.threads, 1)
+        if self.max_restarts is not None:
+            at_least("launch.max_restarts", self.max_restarts, 0)
+        at_least("launch.backoff_s", self.backoff_s, 0)
+        at_least("launch.hang_s", self.hang_s, 1)
+
+
+@dataclass
+class FaultsConfig:
+    """A fault to inject, to see what a run does then."""
+
+    kind: str = "none"
+    """kill (as kill -9 does), stop (as a hung process), slow, drop-link (the edges to its
+    neighbours break and stay away), or none."""
+    component: int = 0
+    """Where it happens."""
+    step: int = 1
+    """When it happens: as soon as the component has taken this optimizer step; 0 is before the
+    first."""
+    duration_s: float = 5.0
+    """How long stop, slow and drop-link last; inf never ends."""
+    factor: float = 4.0
+    """slow: how many times as long a microbatch takes."""
+    lives: int = 1
+    """In how many lives of the component it happens."""
+    pace_ms: float = 0.0
+    """Least time of a microbatch at every component: stands in for a larger network."""
+
+    def __post_init__(self) -> None:
+        one_of("faults.kind", self.kind, ("none", "kill", "stop", "slow", "drop-link"))
+        at_least("faults.component", self.component, 0)
+        at_least("faults.step", self.step, 0)
+        at_least("faults.duration_s", self.duration_s, 0)
+        at_least("faults.factor", self.factor, 1)
+        at_least("faults.lives", self.lives, 1)
+        at_least("faults.pace_ms", self.pace_ms, 0)
+
+
+@dataclass
+class ReportConfig:
+    """What a run tells while it runs."""
+
+    every: int = 50
+    """Optimizer steps between two logged lines."""
+    wandb: str = "auto"
+    """auto (online if logged in, else offline), online, offline, off."""
+    project: str = "mach"
+    """Project of the wandb runs."""
+    progress: bool = True
+    """Live progress on a terminal."""
+
+    def __post_init__(self) -> None:
+        at_least("report.every", self.every, 1)
+        one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
+
+
+@dataclass
+class CheckpointConfig:
+    """When the run is saved: at a flush point of the schedule; under free each by itself."""
+
+    every: int | None = None
+    """Optimizer steps between two checkpoints; 0 saves at the end only. None: 20 times a run under
+    free, where a component that died goes on from its own last one; otherwise at the end only."""
+    keep: int = 2
+    """How many of the last complete checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            at_least("checkpoint.every", self.every, 0)
+        at_least("checkpoint.keep", self.keep, 1)
+
+
+@dataclass
+class EvalConfig:
+    """When the exits are evaluated: at a flush point of the schedule. Under free each component
+    evaluates on the way what it can alone: the window of itself."""
+
+    every: int = 0
+    """Optimizer steps between two evaluations of the exits; 0 evaluates at the end only."""
+    samples: int | None = None
+    """Test samples used on the way; the end always takes all."""
+
+    def __post_init__(self) -> None:
+        at_least("eval.every", self.every, 0)
+        if self.samples is not None:
+            at_least("eval.samples", self.samples, 1)

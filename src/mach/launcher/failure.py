@@ -1,0 +1,97 @@
+"""What is said when a component has ended a run?
+
+One message: which component, why in its own words, where the logs are, and how to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from mach import checkpoint, runfolder
+from mach.config import Config
+from mach.errors import ConfigError, DivergedError, RankFailedError
+
+REFUSED = ConfigError.exit_code
+"""Exit code of a component that would refuse again: config, data, run folder or checkpoint."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How a component's process ended."""
+
+    code: int
+    """Exit code; below 0 minus the signal's number."""
+    said: str = ""
+    """What the component itself said."""
+    diverged: bool = False
+    """Its loss was no longer finite."""
+
+    @property
+    def short(self) -> str:
+        """`SIGKILL`, or what it said."""
+        if self.code < 0:
+            number = -self.code
+            known = number in {one.value for one in signal.Signals}
+            return signal.Signals(number).name if known else f"signal {number}"
+        return self.said or f"ended with exit code {self.code}"
+
+    @property
+    def reason(self) -> str:
+        """The same as a part of a sentence that begins with the component."""
+        return f"was ended by {self.short}" if self.code < 0 else self.short
+
+
+def fall_of(component: int, failure: ProcessFailure) -> Fall:
+    """What torch's agent knows of the end of a component."""
+    said = (
+        "" if failure.exitcode < 0 else _message(failure).removeprefix(f"component {component}: ")
+    )
+    diverged = _stored(failure).startswith(DivergedError.__name__)
+    return Fall(failure.exitcode, said, diverged)
+
+
+def run_failed(component: int, fall: Fall, run_dir: Path, config: Config) -> RankFailedError:
+    """The error that ends the run because this component fell."""
+    done = f"Logs: {run_dir / runfolder.LOGS}."
+    if checkpoint.exists(run_dir):  # a loss that diverged would do so again
+        how = f"resume={run_dir} out=.." if fall.diverged else f"out={run_dir} resume=auto"
+        done += f" Go on from the last checkpoint: {how}"
+    error = RankFailedError(f"component {component} of {config.components}: {fall.reason}. {done}")
+    error.exit_code = REFUSED if fall.code == REFUSED else 1
+    return error
+
+
+def no_result(run_dir: Path) -> RankFailedError:
+    """Every component says that all is well, and yet there is nothing to show."""
+    return RankFailedError(
+        f"all components ended well, but {run_dir / runfolder.RESULT} is missing"
+    )
+
+
+def first_cause(failures: dict[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that fell by itself, not one that fell because its neighbour had."""
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, int]:
+        _, failure = item
+        return "PeerLostError" in _stored(failure), failure.timestamp
+
+    return min(failures.items(), key=order)
+
+
+def _message(failure: ProcessFailure) -> str:
+    """What the rank itself said, without class name or traceback."""
+    text = _stored(failure).partition("\n")[0] or f"ended with exit code {failure.exitcode}"
+    kind, _, said = text.partition(": ")
+    return (said if kind.isidentifier() and said else text).rstrip(".")
+
+
+def _stored(failure: ProcessFailure) -> str:
+    message = failure.message
+    if isinstance(message, dict):
+        message = message.get("message", json.dumps(message))
+    return str(message)

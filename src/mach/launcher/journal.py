@@ -1,0 +1,33 @@
+"""What happened to the components of a supervised run? Told at once, and kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mach.launcher.supervision import Event
+
+_KEPT_ONLY = ("finished",)
+
+
+class Journal:
+    """`events.jsonl`, one object a line, and a line each on stderr."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def tell(self, event: Event) -> None:
+        """Keep an event, and show it where somebody may want to act on it."""
+        line = {
+            "time": time.time(),
+            "component": event.component,
+            "event": event.kind,
+            "text": event.text,
+        }
+        with suppress(OSError), self._path.open("a") as file:  # a full disk does not end the run
+            file.write(json.dumps(line) + "\n")
+        if event.kind not in _KEPT_ONLY:
+            print(f"mach: {event.text}", file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""How is a run started so that the death of one component concerns that component alone?
+
+One agent for each component (see mach.launcher.agent) starts it and starts it again. This file
+starts the agents, hosts the store, reads the heartbeats, and carries out what
+mach.launcher.supervision concludes from them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mach import runfolder
+from mach.config import Config
+from mach.launcher import store
+from mach.launcher.agent import KILL, Job
+from mach.launcher.agents import Agents
+from mach.launcher.failure import no_result, run_failed
+from mach.launcher.gang import quiet_torch
+from mach.launcher.journal import Journal
+from mach.launcher.supervision import Event, GiveUp, Kill, Rules, Stop, Supervision
+from mach.report.console import Progress
+from mach.roster import Roster
+
+WORKER = ("-m", "mach.train")
+"""What Python runs as a component."""
+LOOK_S = 0.2
+"""Time between two looks at the heartbeats."""
+_SLOW_START_S = 60.0
+"""On top of transport.start_timeout_s, in which a component that has begun waits for its
+neighbours: the longest back-off, and what comes before the first beat."""
+
+
+def run_supervised(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Run a claimed run folder to its end, each component by itself. Returns the run's result.
+
+    Raises:
+        RankFailedError: names the component that had no restart left, or that refused, and why.
+        KeyboardInterrupt: Ctrl-C; every component has saved and been stopped.
+        SystemExit: another signal asked the launcher to stop; the same.
+    """
+    quiet_torch()
+    with store.listen(config.launch.bind) as listener:
+        address = store.address_of(listener)
+        jobs = [
+            Job(k, run_dir, address, config.max_restarts, config.launch.hang_s, WORKER)
+            for k in range(config.components)
+        ]
+        with Agents(jobs, listener) as agents:  # forked: before the store brings a thread
+            roster = store.found(listener, address, config)
+            supervision = Supervision(_rules(config))
+            journal = Journal(run_dir / runfolder.EVENTS)
+            with Progress(
+                run_dir,
+                config.components,
+                config.steps,
+                config.report.progress,
+                watch=lambda: supervision.components,
+            ):
+                _watch(agents, supervision, roster, journal, run_dir, config)
+    result = runfolder.finished(run_dir)
+    if result is None:
+        raise no_result(run_dir)
+    return result
+
+
+def _watch(
+    agents: Agents,
+    supervision: Supervision,
+    roster: Roster,
+    journal: Journal,
+    run_dir: Path,
+    config: Config,
+) -> None:
+    while agents.living:
+        reports = agents.listen(LOOK_S)
+        beats = [roster.last_beat(k) for k in range(config.components)]
+        for answer in supervision.look(time.monotonic(), reports, beats):
+            match answer:
+                case Event():
+                    journal.tell(answer)
+                case Kill(k):
+                    agents.signal(k, KILL)
+                case GiveUp(k):
+                    roster.give_up(k)
+                case Stop(k, fall):
+                    raise run_failed(k, fall, run_dir, config)
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(
+        components=config.components,
+        max_restarts=config.max_restarts,
+        hang_s=config.launch.hang_s,
+        start_s=config.transport.start_timeout_s + _SLOW_START_S,
+        on_exhausted=config.launch.on_exhausted,
+    )

@@ -1,0 +1,278 @@
+"""What follows from what is seen of the components: who is up, who hangs, when is it over?
+
+No process, no clock and no store in here: `Supervision.look` is told what has been seen and when,
+and returns what happened and what to do about it.
+
+    starting --> up <--> slow --> done
+                  |                 |
+                  v                 v
+                 down --> restarting, and up again
+                  |
+                  v
+                 gone                (no restart left)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from mach.launcher.failure import REFUSED, Fall
+from mach.roster import Beat
+
+RATE_S, RATE_LEAST_S = 10.0, 3.0
+"""Steps per second are measured over so long; over less than the second, they are not known."""
+ABSENT_S = 2.0
+"""Longer than this between two looks, and it was the one who looks that stood still."""
+
+
+# --- what is seen ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process of a component has been started."""
+
+    component: int
+    pid: int
+    restart: int
+    """0 for the first."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """It has ended and will be started again."""
+
+    component: int
+    fall: Fall
+    restart: int
+    """Which restart this costs, 1 for the first."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """It has ended and will not be started again."""
+
+    component: int
+    fall: Fall | None
+    """None: it has done all it had to."""
+
+
+Report = Started | Died | Ended
+
+
+# --- what follows ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell."""
+
+    component: int
+    kind: str
+    """died, back, hung, exhausted or finished."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End this component's process: it hangs."""
+
+    component: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Tell the others that this component will not come back."""
+
+    component: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the run, because this component fell."""
+
+    component: int
+    fall: Fall
+
+
+Answer = Event | Kill | GiveUp | Stop
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the config has to say."""
+
+    components: int
+    max_restarts: int
+    hang_s: float
+    """Longest time without any progress."""
+    start_s: float
+    """The same, before a process has begun to train."""
+    on_exhausted: str
+    """stop or continue."""
+
+
+@dataclass
+class Component:
+    """What is known of one component."""
+
+    state: str = "starting"
+    step: int = 0
+    pid: int | None = None
+    """Of its process; None while it has none, or one that has been told to end."""
+    sign: tuple[str, int] | None = None
+    """What it last said of its state and progress, and when that was new."""
+    sign_s: float = 0.0
+    died_s: float | None = None
+    """Since when it is away."""
+    finished: bool = False
+    """It has taken all its steps and saved them."""
+    steps: deque[tuple[float, int]] = field(default_factory=deque)
+    """(time, step), as far back as the rate is measured."""
+
+    def rate(self) -> float | None:
+        """Steps per second."""
+        if not self.steps or self.steps[-1][0] - self.steps[0][0] < RATE_LEAST_S:
+            return None
+        (began_s, first), (now_s, last) = self.steps[0], self.steps[-1]
+        return (last - first) / (now_s - began_s)
+
+
+class Supervision:
+    """The state of all components."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._last_s: float | None = None
+        self.components = tuple(Component() for _ in range(rules.components))
+
+    def look(
+        self, now_s: float, reports: Iterable[Report], beats: Sequence[Beat | None]
+    ) -> list[Answer]:
+        """What follows from what has been seen since the last look.
+
+        Args:
+            now_s: monotonic.
+            reports: in the order in which they came.
+            beats: the last of each component.
+        """
+        self._forgive(now_s)
+        answers: list[Answer] = []
+        for report in reports:
+            match report:
+                case Started():
+                    self._started(now_s, report)
+                case Died():
+                    answers.append(self._died(now_s, report))
+                case Ended():
+                    answers += self._ended(report)
+        for k, beat in enumerate(beats):
+            if beat is not None and beat.pid == self.components[k].pid:
+                answers += self._heard(now_s, k, beat)
+        for k in range(self._rules.components):
+            answers += self._check(now_s, k)
+        self._compare()
+        return answers
+
+    def _forgive(self, now_s: float) -> None:
+        """Ctrl-Z, a frozen machine: blame nobody for the time in which nobody looked."""
+        if self._last_s is not None and now_s - self._last_s > ABSENT_S:
+            for one in self.components:
+                one.sign_s += now_s - self._last_s
+        self._last_s = now_s
+
+    def _started(self, now_s: float, report: Started) -> None:
+        one = self.components[report.component]
+        one.state = "restarting" if report.restart else "starting"
+        one.pid, one.sign, one.sign_s = report.pid, None, now_s
+        one.steps.clear()
+
+    def _died(self, now_s: float, report: Died) -> Event:
+        k = report.component
+        self._lost(now_s, k)
+        again = f"restart {report.restart} of {self._rules.max_restarts}"
+        return Event(k, "died", f"component {k} died ({report.fall.short}); {again}")
+
+    def _lost(self, now_s: float, k: int) -> None:
+        one = self.components[k]
+        one.state, one.pid = "down", None
+        one.died_s = now_s if one.died_s is None else one.died_s
+
+    def _ended(self, report: Ended) -> list[Answer]:
+        k, fall = report.component, report.fall
+        one = self.components[k]
+        one.pid = None
+        if fall is None:
+            one.state = "done"
+            return self._finish(k)
+        one.state = "gone"
+        if fall.code == REFUSED:
+            return [Stop(k, fall)]
+        if one.finished:  # nothing is lost: it has saved, and only served its neighbours since
+            return [
+                Event(k, "exhausted", f"component {k} ended after its last step ({fall.short})")
+            ]
+        if self._rules.on_exhausted == "stop":
+            return [self._exhausted(k, fall, "the run stops"), Stop(k, fall)]
+        answers = [self._exhausted(k, fall, "the run goes on without it"), GiveUp(k)]
+        if all(other.state == "gone" for other in self.components):
+            answers.append(Stop(k, fall))
+        return answers
+
+    @staticmethod
+    def _exhausted(k: int, fall: Fall, then: str) -> Answer:
+        text = f"component {k} died ({fall.short}) and has no restart left; {then}"
+        return Event(k, "exhausted", text)
+
+    def _finish(self, k: int) -> list[Answer]:
+        one = self.components[k]
+        if one.finished:
+            return []
+        one.finished = True
+        return [Event(k, "finished", f"component {k} has taken its last step")]
+
+    def _heard(self, now_s: float, k: int, beat: Beat) -> list[Answer]:
+        one = self.components[k]
+        one.step = beat.step
+        if (beat.state, beat.progress) != one.sign:
+            one.sign, one.sign_s = (beat.state, beat.progress), now_s
+        if beat.state == "starting":
+            return []
+        answers: list[Answer] = []
+        if one.state in ("starting", "restarting"):
+            one.state = "up"
+        if one.died_s is not None:
+            away_s = now_s - one.died_s
+            one.died_s = None
+            text = f"is back in life {beat.life} after {away_s:.1f} s at step {beat.step}"
+            answers.append(Event(k, "back", f"component {k} {text}"))
+        if beat.state == "done":
+            one.state = "done"
+            answers += self._finish(k)
+        one.steps.append((now_s, beat.step))
+        while now_s - one.steps[0][0] > RATE_S:
+            one.steps.popleft()
+        return answers
+
+    def _check(self, now_s: float, k: int) -> list[Answer]:
+        """Not dead, but hung: treated as dead."""
+        one = self.components[k]
+        begun = one.state not in ("starting", "restarting")
+        limit_s = self._rules.hang_s if begun else self._rules.start_s
+        if one.pid is None or now_s - one.sign_s <= limit_s:
+            return []
+        self._lost(now_s, k)
+        where = f"at step {one.step}" if begun else "while it started"
+        text = f"component {k} did nothing for {limit_s:g} s {where} and is ended"
+        return [Event(k, "hung", text), Kill(k)]
+
+    def _compare(self) -> None:
+        """Slow: less than half as fast as the median of the living."""
+        living = [one for one in self.components if one.state in ("up", "slow")]
+        rates = [rate for one in living if (rate := one.rate()) is not None]
+        for one in living:
+            rate = one.rate()
+            one.state = "slow" if rate is not None and rate < median(rates) / 2 else "up"

@@ -1,0 +1,195 @@
+"""Who takes part in a run, in which life, how far is it, and who will not come back?
+
+A few keys of the run's store. A component writes its own; its neighbours, and the supervisor that
+started it, read them.
+
+    charter        what a newcomer must match: run id and config hash
+    lives/<k>      how many lives component k has begun, those before a resume included
+    starts/<k>     how many since this launch
+    beat/<k>       what it last said of itself
+    count/<k>/<n>  what it counted in the n-th life of this launch
+    barren/<k>     its lives in a row that ended before an optimizer step
+    done/<k>       it has taken all its steps and saved them
+    outcome/<k>    what it reports at the end
+    gone/<k>       it died and has no restart left
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from threading import Event, Thread
+from typing import Any, cast
+
+import torch.distributed as dist
+
+from mach.errors import ConfigError
+
+BEAT_S = 0.2
+"""Time between two beats."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a component says of itself."""
+
+    life: int
+    pid: int
+    progress: int = 0
+    """Grows with everything it does; a number that stands still is a component that hangs."""
+    step: int = 0
+    state: str = "starting"
+    """starting, training, done (it goes on serving its neighbours) or stopping."""
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """What it dropped, imagined and so on, in this life."""
+
+
+class Roster:
+    """The run's store, as those who take part in the run use it.
+
+    Not to be shared between threads: one that waits in the store's socket blocks the others. Each
+    takes its own `clone`.
+    """
+
+    def __init__(self, store: dist.Store, components: int) -> None:
+        self._store = store
+        self.components = components
+
+    def clone(self) -> Roster:
+        """The same roster on a connection of its own."""
+        return Roster(cast(Any, self._store).clone(), self.components)  # not in torch's stubs
+
+    # --- for the component ---------------------------------------------------------------------
+
+    def found(self, charter: Mapping[str, str]) -> None:
+        """Say what every newcomer must match."""
+        self._store.set("charter", json.dumps(dict(charter)))
+
+    def check_charter(self, charter: Mapping[str, str]) -> None:
+        """Refuse to take part in another run.
+
+        Raises:
+            ConfigError: the run in this store is another one.
+        """
+        theirs = json.loads(self._store.get("charter"))
+        for key, mine in charter.items():
+            if theirs.get(key) != mine:
+                raise ConfigError(
+                    f"this component has {key} {mine}, the run in the store it was sent to has "
+                    f"{theirs.get(key)}. Start it with the config of that run."
+                )
+
+    def enter(self, component: int, at_least: int = 0) -> int:
+        """Begin a life. Returns its number: 0, then one more each time, never below `at_least`."""
+        self._store.add(f"starts/{component}", 1)
+        life = self._store.add(f"lives/{component}", 1) - 1
+        if life < at_least:  # the run goes on from a checkpoint of an earlier launch
+            life = self._store.add(f"lives/{component}", at_least - life) - 1
+        return life
+
+    def beat(self, component: int, beat: Beat) -> None:
+        """Publish a beat."""
+        text = json.dumps(asdict(beat))
+        self._store.set(f"beat/{component}", text)
+        self._store.set(f"count/{component}/{self.starts(component)}", text)
+
+    def count_barren(self, component: int) -> int:
+        """Count this life as one without a step. Returns how many came in a row before it."""
+        return self._store.add(f"barren/{component}", 1) - 1
+
+    def bore_fruit(self, component: int) -> None:
+        """This life has taken a step."""
+        self._store.set(f"barren/{component}", "0")
+
+    def finish(self, component: int, outcome: str) -> None:
+        """This component has taken all its steps and saved them."""
+        self._store.set(f"outcome/{component}", outcome)
+        self._store.set(f"done/{component}", "1")
+
+    # --- for everybody -------------------------------------------------------------------------
+
+    def last_beat(self, component: int) -> Beat | None:
+        """What a component last said; None before it said anything."""
+        text = self._read(f"beat/{component}")
+        return None if text is None else Beat(**json.loads(text))
+
+    def outcome(self, component: int) -> str | None:
+        """What a component reported when it was done."""
+        return self._read(f"outcome/{component}")
+
+    def starts(self, component: int) -> int:
+        """How many lives a component has begun since this launch."""
+        return int(self._store.add(f"starts/{component}", 0))
+
+    def counters(self, component: int) -> dict[str, int]:
+        """What a component counted, over all its lives since this launch."""
+        total: Counter[str] = Counter()
+        for life in range(1, self.starts(component) + 1):
+            text = self._read(f"count/{component}/{life}")
+            total.update(Beat(**json.loads(text)).counters if text is not None else {})
+        return dict(total)
+
+    def is_done(self, component: int) -> bool:
+        return self._store.check([f"done/{component}"])
+
+    def is_gone(self, component: int) -> bool:
+        return self._store.check([f"gone/{component}"])
+
+    def is_over(self) -> bool:
+        """Whether every component is done or gone."""
+        return all(self.is_done(k) or self.is_gone(k) for k in range(self.components))
+
+    # --- for the supervisor --------------------------------------------------------------------
+
+    def give_up(self, component: int) -> None:
+        """This component will not come back."""
+        self._store.set(f"gone/{component}", "1")
+
+    def _read(self, key: str) -> str | None:
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+
+class Pulse:
+    """A thread that publishes a component's beat and watches for the end of the run."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        component: int,
+        describe: Callable[[], Beat],
+        *,
+        on_over: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            roster: on a connection of its own.
+            describe: the beat to publish; must not wait for anything.
+            on_over: called once, when every component is done or gone.
+            on_lost: called once, when the store is gone and with it whoever started the run.
+        """
+        self._roster, self._component, self._describe = roster, component, describe
+        self._on_over, self._on_lost = on_over, on_lost
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish once more and end."""
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        over = last = False
+        try:
+            while not last:
+                last = self._stop.wait(BEAT_S)
+                self._roster.beat(self._component, self._describe())
+                # A read: unlike a write it fails at once where the store is gone.
+                if self._roster.is_over() and not over:
+                    over = True
+                    self._on_over()
+        except RuntimeError:  # DistNetworkError and its like
+            self._on_lost()

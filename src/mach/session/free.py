@@ -1,0 +1,231 @@
+"""How does a rank train when it waits for nobody, and nobody for it?
+
+A life of a component: enter the roster, take up what the last life saved, let the links come up in
+the background, train, save by itself, and when all steps are taken go on serving the neighbours
+until the last of them is done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from mach import checkpoint
+from mach.channels import Bell, Channels, connect_live
+from mach.config import Config
+from mach.configfile import fingerprint
+from mach.errors import SaveError, StoppedError
+from mach.rank import Rank, transport
+from mach.report.reporter import build
+from mach.roster import Beat, Pulse, Roster
+from mach.session.publish import publish
+from mach.session.seat import Seat
+from mach.trainer import Faults, FreeWorker, Trainer, moves
+
+_LONGEST_PAUSE_S = 60.0
+
+
+def train_free(seat: Seat) -> None:
+    """Train to the end and report.
+
+    Raises:
+        StoppedError: somebody asked this process to stop, or whoever started it is gone; what it
+            had is saved.
+    """
+    _Life(seat).run()
+
+
+def enlist(rank: Rank, config: Config) -> None:
+    """Before anything slow: is this the right run, and does this life have to wait?
+
+    Where the lives before it ended without a step it waits 0, b, 2 b, 4 b .. seconds.
+
+    Raises:
+        ConfigError: the run in the store is another one.
+    """
+    roster = Roster(rank.store, config.components)
+    charter = {"run": rank.run_id, "config": fingerprint(config)}
+    if not rank.supervised and rank.index == 0:  # nobody else does
+        roster.found(charter)
+    roster.check_charter(charter)
+    barren = roster.count_barren(rank.index)
+    if barren > 1:
+        time.sleep(min(config.launch.backoff_s * 2.0 ** (barren - 2), _LONGEST_PAUSE_S))
+
+
+class _BellClock:
+    """Real time; whatever arrives rings the bell."""
+
+    def __init__(self, bell: Bell) -> None:
+        self.now = time.monotonic
+        self.wait = bell.wait
+
+
+class _Life:
+    """One life of a component."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._roster = Roster(seat.rank.store, seat.config.components)
+        before = seat.start.manifest.get("life", -1) if seat.start is not None else -1
+        self._life = self._roster.enter(seat.rank.index, at_least=before + 1)
+        self._bell = Bell()
+        self._state = "starting"
+        self._stopped_by = ""
+        self._worker: FreeWorker | None = None
+        self._saved = seat.first_step
+        self._failed_saves = 0
+        self._pulse = Pulse(
+            self._roster.clone(),
+            seat.rank.index,
+            self._beat,
+            on_over=self._end,
+            on_lost=lambda: self._end("the launcher is gone"),
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def run(self) -> None:
+        seat, config, k = self._seat, self._seat.config, self._seat.rank.index
+        with build(config, seat.run_dir, k, seat.first_step) as self._reporter:
+            channels = self._channels = self._connect()
+            worker = self._worker = FreeWorker(
+                k,
+                seat.component,
+                channels,
+                seat.batches,
+                seat.device,
+                config=config,
+                life=self._life,
+                clock=_BellClock(self._bell),
+            )
+            self._await_neighbours(channels)
+            self._faults = Faults(config.faults, k, self._life, seat.component, self._drop_links)
+            self._faults.reached(seat.first_step)
+            self._state = "training"
+            batches = seat.batches.test_batches(config.eval.samples)
+            actions = moves(config, worker, batches, seat.first_step)
+            self._trainer = Trainer(config, worker, seat.optimizers, seat.task, actions, self)
+            self._trainer.run()
+            if self._stopped_by:
+                self._stop()
+            channels.close_links()
+        self._state = "publishing"
+        publish(seat, self._roster)
+        self._pulse.stop()
+
+    # --- hooks of the trainer ------------------------------------------------------------------
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """Hand a line to the report."""
+        self._reporter.log(record)
+
+    def stepped(self, step: int) -> None:
+        """This life was not in vain; and do what is to go wrong here."""
+        if step == self._seat.first_step + 1:
+            self._roster.bore_fruit(self._seat.rank.index)
+        self._faults.reached(step)
+
+    def flushed(self, step: int, last: bool) -> None:
+        """Save, and after the last step tell what this component found."""
+        if step > self._saved:
+            self._save(step)
+        if last:
+            self._state = "done"
+            outcome = self._trainer.outcome()
+            self._roster.finish(self._seat.rank.index, outcome.to_json())
+
+    # --- details -------------------------------------------------------------------------------
+
+    def _connect(self) -> Channels:
+        seat = self._seat
+        return connect_live(
+            seat.links(),
+            seat.rank.index,
+            seat.rank.store,
+            seat.device,
+            transport(seat.rank, seat.config),
+            seat.config.transport,
+            identity={"run": seat.rank.run_id, "config": fingerprint(seat.config)},
+            life=self._life,
+            bell=self._bell,
+            bind=seat.config.launch.bind,
+            store_host=seat.rank.store_host,
+            on_refused=self._say,
+        )
+
+    def _await_neighbours(self, channels: Channels) -> None:
+        """In its first life a component gives the chain time to come up: there is no student to go
+        on with yet. One that comes back goes on at once."""
+        if self._life > 0:
+            return
+        deadline = time.monotonic() + self._seat.config.transport.start_timeout_s
+        for link in channels.links:
+            while not (link.up or self._worker_is_over() or self._roster.is_gone(link.neighbour)):
+                if time.monotonic() > deadline:
+                    self._say(f"component {link.neighbour} did not come up; going on without it")
+                    break
+                self._bell.wait(0.1)
+
+    def _drop_links(self, for_s: float) -> None:
+        for link in self._channels.links:
+            link.drop(for_s)
+
+    def _worker_is_over(self) -> bool:
+        assert self._worker is not None
+        return self._worker.over
+
+    def _save(self, step: int) -> None:
+        seat, k = self._seat, self._seat.rank.index
+        try:
+            files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
+            checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life)
+            self._saved = step
+        except (SaveError, OSError) as error:
+            self._failed_saves += 1
+            self._say(str(error))
+
+    def _stop(self) -> None:
+        self._state = "stopping"
+        step = self._seat.component.version
+        if step > self._saved:
+            self._save(step)
+        self._pulse.stop()
+        raise StoppedError(f"stopped at step {step} ({self._stopped_by}); saved step {self._saved}")
+
+    def _beat(self) -> Beat:
+        worker = self._worker
+        counts = {} if worker is None else worker.counts
+        return Beat(
+            life=self._life,
+            pid=os.getpid(),
+            progress=0 if worker is None else worker.progress,
+            step=self._seat.component.version,
+            state=self._state,
+            counters={**counts, "failed_saves": self._failed_saves},
+        )
+
+    def _end(self, why: str = "") -> None:
+        """Let the training loop end. From another thread, or a signal handler."""
+        self._stopped_by = self._stopped_by or why
+        if self._worker is not None:
+            self._worker.over = True
+            self._bell.ring()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._worker is None:  # nothing to save yet
+            print(f"mach: stopped by {name} before the first step", file=sys.stderr, flush=True)
+            os._exit(StoppedError.exit_code)
+        # Not `_end`: the bell's lock may be held by the very code this interrupts. The loop looks
+        # by itself at least every half second.
+        self._stopped_by = self._stopped_by or name
+        self._worker.over = True
+
+    def _say(self, text: str) -> None:
+        who = f"component {self._seat.rank.index}"
+        print(f"mach: {who}: {text}", file=sys.stderr, flush=True)

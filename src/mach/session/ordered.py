@@ -1,0 +1,100 @@
+"""How does a rank train when the schedule fixes the order?"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from mach import checkpoint, runfolder
+from mach.channels import Channels, connect
+from mach.configfile import fingerprint
+from mach.errors import SaveError
+from mach.rank import transport
+from mach.report.reporter import Reporter, build
+from mach.results import Outcome, result_of
+from mach.session.seat import Seat
+from mach.trainer import Faults, Trainer, Worker, program
+
+
+def train_ordered(seat: Seat) -> None:
+    """Train in step with the neighbours, to the end, and report."""
+    config, rank = seat.config, seat.rank
+    with build(config, seat.run_dir, rank.index, seat.first_step) as reporter:
+        channels = connect(
+            seat.links(),
+            rank.index,
+            rank.store,
+            seat.device,
+            transport(rank, config),
+            config.transport,
+            identity={"run": rank.run_id, "config": fingerprint(config)},
+            incarnation=rank.restarts,
+            bind=config.launch.bind,
+            store_host=rank.store_host,
+        )
+        worker = Worker(rank.index, seat.component, channels, seat.batches, seat.device)
+        faults = Faults(
+            config.faults,
+            rank.index,
+            rank.restarts,
+            seat.component,
+            lambda _: _break(channels),  # for good: here a broken edge ends the run
+        )
+        actions = program(config, rank.index, seat.batches, seat.first_step)
+        hooks = _Hooks(seat, reporter, faults)
+        outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
+        channels.close_up()
+    _publish(seat, outcome)
+
+
+class _Hooks:
+    """Writes a rank's log lines and checkpoints."""
+
+    def __init__(self, seat: Seat, reporter: Reporter, faults: Faults) -> None:
+        self._seat, self._reporter, self._faults = seat, reporter, faults
+        faults.reached(seat.first_step)
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """Hand a line to the report."""
+        self._reporter.log(record)
+
+    def stepped(self, step: int) -> None:
+        """Do what is to go wrong here."""
+        self._faults.reached(step)
+
+    def flushed(self, step: int, last: bool) -> None:
+        """Save, where a checkpoint is due and not the one we began from."""
+        seat = self._seat
+        every = seat.config.save_every
+        if step == seat.first_step or not (last or (every and step % every == 0)):
+            return
+        k = seat.rank.index
+        try:
+            files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
+            checkpoint.complete(seat.run_dir, step, k, files, seat.config, seat.rank.store)
+        except SaveError as error:
+            print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
+
+
+def _break(channels: Channels) -> None:
+    ends = (channels.from_child, channels.to_child, channels.from_parent, channels.to_parent)
+    for end in ends:
+        if end is not None:
+            end.abort()
+
+
+def _publish(seat: Seat, outcome: Outcome) -> None:
+    """Report what this component found; the last one in writes the run's result."""
+    rank, config = seat.rank, seat.config
+    rank.store.set(f"outcome/{rank.index}", outcome.to_json())
+    if rank.store.add("outcome/count", 1) < rank.size:
+        return
+    outcomes = [Outcome.from_json(rank.store.get(f"outcome/{k}")) for k in range(rank.size)]
+    result = result_of(
+        config,
+        seat.assembly.costs(),
+        outcomes,
+        first_step=seat.first_step,
+        restarts=rank.restarts,
+    )
+    runfolder.write_result(seat.run_dir, result)

@@ -1,0 +1,73 @@
+"""Who writes the result of a `free` run, and from what?
+
+The first component that is not gone. It evaluates what all have saved, and adds what each has
+reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mach import checkpoint, runfolder
+from mach.component import Component
+from mach.errors import CheckpointError
+from mach.results import Outcome, result_of
+from mach.roster import Roster
+from mach.session.seat import Seat
+from mach.trainer import evaluate
+
+
+def publish(seat: Seat, roster: Roster) -> None:
+    """Write the run's result, if that falls to this component."""
+    size = seat.config.components
+    alive = [k for k in range(size) if not roster.is_gone(k)]
+    if seat.rank.index != alive[0]:
+        return
+    scores = evaluate(
+        [_saved(seat, k) for k in range(size)],
+        seat.batches,
+        seat.task,
+        seat.device,
+        windows=seat.config.student.enabled,
+    )
+    outcomes = [_outcome(roster, k, scores[k]) for k in range(size)]
+    result = result_of(
+        seat.config,
+        seat.assembly.costs(),
+        outcomes,
+        first_step=0,
+        restarts=sum(roster.starts(k) - 1 for k in range(size) if roster.starts(k)),
+    )
+    result["free"] = [_account(roster, k) for k in range(size)]
+    runfolder.write_result(seat.run_dir, result)
+
+
+def _saved(seat: Seat, k: int) -> Component | None:
+    """Component k as it was last saved; None if it never was."""
+    try:
+        found = checkpoint.latest_of(seat.run_dir, k)
+    except CheckpointError:
+        found = None
+    if found is None:
+        return None
+    component, _ = seat.assembly.component(k, seat.device)
+    checkpoint.load_weights(found, k, component)
+    return component
+
+
+def _outcome(roster: Roster, k: int, scores: dict[int, dict[str, float]]) -> Outcome:
+    reported = roster.outcome(k)
+    if reported is None:  # it is gone
+        return Outcome.unknown(k, scores)
+    return replace(Outcome.from_json(reported), scores=scores)
+
+
+def _account(roster: Roster, k: int) -> dict[str, Any]:
+    """What component k did and dropped, over all its lives in this launch."""
+    return {
+        "component": k,
+        "starts": roster.starts(k),
+        "gone": roster.is_gone(k),
+        **roster.counters(k),
+    }

@@ -1,0 +1,70 @@
+"""A component that trains nothing, to see what its supervisor does; and a `mach train` of such.
+
+    python tests/standin.py train [overrides]
+
+STANDIN says what each one is, component 0 first: fine, deaf (to SIGTERM), mute (never says a word)
+or wrong (refuses its config). A fine one saves when it is told to stop, and ends well when the
+file `finish` is in the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+
+def main() -> None:
+    if sys.argv[1] == "train":
+        from mach import cli
+        from mach.launcher import supervised
+
+        supervised.WORKER = (__file__,)
+        cli.main()
+    else:
+        component()
+
+
+def component() -> None:
+    from mach.introduce import introduce, parse
+
+    introduce(sys.argv[1:])
+    options, _ = parse(sys.argv[1:])
+    k, run_dir = options.component, options.run
+    kind = os.environ["STANDIN"].split(",")[k]
+
+    def save(*_: object) -> None:
+        (run_dir / f"saved-{k}").touch()
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "deaf" else save)
+    if kind == "wrong":
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(ValueError("this will not do"))
+        os._exit(2)
+    from mach.configfile import load
+    from mach.rank import StoreAddress, join_supervised
+    from mach.roster import Beat, Roster
+
+    size = load(run_dir / "config.yaml").components
+    rank = join_supervised(StoreAddress.parse(options.store), k, size, 30.0)
+    roster = Roster(rank.store, size)
+    life = roster.enter(k)
+    beats = 0
+    while kind == "mute" or not (run_dir / "finish").exists():
+        if kind != "mute":
+            beats += 1
+            roster.beat(k, Beat(life, os.getpid(), beats, beats, "training"))
+        time.sleep(0.02)
+    roster.finish(k, "")
+    if k == 0:
+        result = {"chain": [{"exit": 0, "loss": 1.0}], "windows": []}
+        (run_dir / "result.json").write_text(json.dumps(result))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
