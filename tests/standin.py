@@ -40,6 +40,7 @@ def component() -> None:
         os._exit(143)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "deaf" else save)
+    (run_dir / f"{kind}-{k}").touch()
     if kind == "wrong":
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

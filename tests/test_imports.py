@@ -13,8 +13,8 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors shapes metrics config configfile topology schedule results introduce runfolder",
-    "rank",
+    "errors shapes metrics config configfile topology schedule policy results introduce runfolder",
+    "rank roster",
     "component",
     "models",
     "channels",
@@ -23,6 +23,7 @@ LINES = [
     "checkpoint",
     "report",
     "launcher",
+    "session",
     "train cli",
 ]
 """Imports point from lower lines to upper ones, or stay in their own."""
@@ -134,6 +135,7 @@ ENVIRONMENT = {
     "data.cache": "XDG_CACHE_HOME: where users keep what can be made again",
     # These write it, for the processes they start or the library they are about to import.
     "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
+    "launcher.agent": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, TORCHELASTIC_..",
     "launcher.app": "HYDRA_FULL_ERROR",
     "report.wandb_sink": "WANDB_ERROR_REPORTING",
 }
@@ -147,12 +149,17 @@ def test_the_environment_is_read_where_it_is_listed():
 def test_nothing_outside_channels_sends_or_receives():
     """Elsewhere torch.distributed is a store, a rendezvous, a launcher and a file format."""
     allowed = {"Store", "PrefixStore", "rendezvous"}
+    stores = {  # those that are hosted or joined, rather than handed on
+        "rank": {"TCPStore"},
+        "launcher.store": {"TCPStore"},
+        "launcher.agent": {"HashStore"},
+    }
     modules = ("torch.distributed.checkpoint", "torch.distributed.elastic")
     launcher = ("torch.distributed.launcher",)
     for file, tree in FILES.items():
         if inside(file, "channels"):
             continue
-        assert names_in(tree, "dist") <= allowed, file
+        assert names_in(tree, "dist") <= allowed | stores.get(file, set()), file
         assert names_in(tree, "torch.distributed") <= {*allowed, "checkpoint"}, file
         for name in imported(tree):
             if inside(name, "torch.distributed") and name != "torch.distributed":

@@ -22,7 +22,6 @@ import pytest
 from rich.console import Console
 
 from mach.config import Config, ReportConfig
-from mach.errors import MachError
 from mach.report import wandb_mode
 from mach.report.console import Progress, result_table
 from mach.report.jsonl import Follower, JsonLines
@@ -124,13 +123,21 @@ for step in itertools.count(1):
     assert [line["step"] for line in lines(path)] == list(range(1, 151)), rest
 
 
-def test_a_full_disk_is_named_with_file_and_step(tmp_path: Path) -> None:
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path, caplog) -> None:
     sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
-    sink._file.close()
-    named = r"log\.jsonl: the line of step 40 could not be written: No space left"
-    full = Path("/dev/full")
-    with full.open("wb", buffering=0) as sink._file, pytest.raises(MachError, match=named):
-        sink.log(record(40))
+    sink.log(record(1))
+    file = sink._file
+    with Path("/dev/full").open("wb", buffering=0) as sink._file:
+        for step in (40, 41):
+            sink.log(record(step))
+    sink._file = file
+    sink.log(record(42))
+    sink.close()
+    assert [line["step"] for line in Follower(tmp_path / "log.jsonl").read()] == [1, 42]
+    said = [entry.getMessage() for entry in caplog.records]
+    assert len(said) == 2, said
+    assert "log.jsonl: the line of step 40 could not be written: No space left" in said[0]
+    assert "2 lines could not be written" in said[1]
 
 
 def test_the_follower_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from mach.launcher.compose import compose
 from mach.launcher.preflight import resume_point
 from mach.rank import Rank
 from mach.report.reporter import build as build_reporter
-from mach.train import RankHooks
-from mach.trainer import Assembly, Trainer, Worker, program
+from mach.session.ordered import Hooks
+from mach.session.seat import Seat
+from mach.trainer import Assembly, Faults, Trainer, Worker, program
 from runs import (
     LONG,
     assert_same_tensors,
@@ -52,7 +53,7 @@ def chain(
     """
     torch.manual_seed(config.seed)
     runfolder.claim(run_dir, runfolder.check(run_dir, config))
-    start = resume_point(config, run_dir)
+    start = resume_point(config, run_dir, 0)
     first_step = start.step if start is not None else 0
     assembly = Assembly(config, dataset.task)
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
@@ -63,9 +64,22 @@ def chain(
         component, optimizers = assembly.component(k, CPU)
         if start is not None:
             checkpoint.load(start, k, component, optimizers)
-        rank = Rank(k, config.components, k, config.components, 0, "test", store)
+        rank = Rank(k, config.components, k, config.components, 0, "test", store, "here")
+        seat = Seat(
+            rank=rank,
+            config=config,
+            run_dir=run_dir,
+            device=CPU,
+            task=dataset.task,
+            assembly=assembly,
+            batches=batches,
+            component=component,
+            optimizers=optimizers,
+            start=start,
+        )
         reporters.append(build_reporter(config, run_dir, k, first_step))
-        hooks = RankHooks(config, run_dir, rank, component, optimizers, reporters[-1], first_step)
+        faults = Faults(config.faults, k, 0, component, lambda seconds: None)
+        hooks = Hooks(seat, reporters[-1], faults)
         worker = Worker(k, component, channels, batches, CPU)
         actions = program(config, k, batches, first_step)
         trainers.append(Trainer(config, worker, optimizers, dataset.task, actions, hooks))
@@ -176,7 +190,7 @@ def test_a_run_killed_before_its_first_checkpoint_goes_back_to_where_it_began(tm
     longer = replace(config, steps=9, resume=str(tmp_path / "old"))
     runfolder.claim(tmp_path / "new", longer)  # and then it was killed
     again = runfolder.check(tmp_path / "new", replace(longer, resume="auto"))
-    found = resume_point(again, tmp_path / "new")
+    found = resume_point(again, tmp_path / "new", 0)
     assert found is not None
     assert found.path == tmp_path / "old" / "checkpoints" / "step-6"
 

@@ -63,7 +63,7 @@ def test_delay_0_is_one_microbatch_at_a_time_whatever_the_component():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(ValueError, match="expected sync or delayed"):
         list(actions("later", 2, 0, 1, 1, 1))
 
 

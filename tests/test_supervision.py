@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
+import termios
+import time
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from mach.launcher.failure import Fall
-from mach.launcher.supervision import (
-    Died,
-    Ended,
-    Event,
-    GiveUp,
-    Kill,
-    Rules,
-    Started,
-    Stop,
-    Supervision,
-)
+from mach.launcher.reports import Died, Ended, Event, GiveUp, Kill, Started, Stop
+from mach.launcher.supervision import Rules, Supervision
+from mach.report.console import Progress
 from mach.roster import Beat
 
 RULES = Rules(components=3, max_restarts=2, hang_s=5, start_s=20, on_exhausted="stop")
@@ -154,6 +152,15 @@ def test_one_that_never_begins_is_ended_after_the_longer_deadline():
     assert run.train(30) == [(20.2, Event(2, "hung", text)), (20.2, Kill(2))]
 
 
+def test_one_that_writes_the_result_has_the_longer_deadline():
+    run = Run()
+    run.all_begin()
+    run.begin(0, state="publishing", step=50)
+    run.rates[0] = 0.0
+    assert run.train(20) == []
+    assert run.train(1)[-1][1] == Kill(0)
+
+
 def test_a_supervisor_that_slept_itself_blames_nobody():
     run = Run()
     run.all_begin()
@@ -224,7 +231,10 @@ def test_without_a_restart_left_the_run_can_go_on_until_nobody_is_left():
 def test_a_refusal_stops_the_run_whatever_the_rule(on_exhausted):
     run = Run(replace(RULES, on_exhausted=on_exhausted))
     refusal = Fall(2, "the checkpoint is damaged")
-    assert run.look(Started(0, 0, 0), Ended(0, refusal)) == [Stop(0, refusal)]
+    assert run.look(Started(0, 0, 0), Ended(0, refusal)) == [
+        Event(0, "refused", "component 0 refused: the checkpoint is damaged"),
+        Stop(0, refusal),
+    ]
 
 
 def test_one_that_falls_for_good_after_its_last_step_stops_nobody():
@@ -235,3 +245,32 @@ def test_one_that_falls_for_good_after_its_last_step_stops_nobody():
     text = "component 1 ended after its last step (SIGKILL)"
     assert run.look(Ended(1, KILLED)) == [Event(1, "exhausted", text)]
     assert run.states() == ["up", "gone", "up"]
+
+
+# --- what a person sees of it ----------------------------------------------------------------
+
+
+def test_the_screen_shows_the_state_and_the_step_of_each_component(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    run = Run()
+    run.all_begin()
+    run.train(1)
+    run.look(Died(1, KILLED, 1), Started(1, 1001, 1))
+    run.look(Died(2, KILLED, 1))
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    wanted = [
+        ("component 0 up ", " 5/40"),
+        ("component 1 restarting ", ""),
+        ("component 2 down ", ""),
+    ]
+    with os.fdopen(theirs, "w") as terminal:
+        components = run.supervision.components
+        screen = Progress(tmp_path, 3, 40, console=Console(file=terminal), watch=lambda: components)
+        seen, deadline_s = "", time.monotonic() + 10
+        with screen:
+            while not all(word in seen for line in wanted for word in line):
+                left_s = max(0.0, deadline_s - time.monotonic())
+                assert select.select([ours], [], [], left_s)[0], repr(seen)
+                seen += os.read(ours, 65536).decode()
+    os.close(ours)

@@ -7,20 +7,24 @@ variables, so a rank cannot tell them apart.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from mach.config import Config
-from mach.errors import ConfigError
+from mach.errors import ChannelTimeoutError, ConfigError
 from mach.topology import gpu_of, share_cores, transport_of
 
 # Read when a communicator is made. Our own queue watches every operation and knows a dead neighbour
 # by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots
 # that point-to-point sends never use (NVIDIA/nccl issue 2077).
 _NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
+_LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def join(timeout_s: float) -> Rank:
 
     Raises:
         ConfigError: this process was not started by torchrun.
+        ChannelTimeoutError: the rest of the group did not come up.
     """
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         raise ConfigError(
@@ -92,16 +97,71 @@ def join(timeout_s: float) -> Rank:
             "Start it with: mach train .. or torchrun --nproc-per-node=K -m mach.train .."
         )
     store, index, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    store = dist.PrefixStore("mach", store)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     return Rank(
         index=index,
         size=size,
         local_index=int(os.environ.get("LOCAL_RANK", index)),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        local_size=local_size,
+        restarts=restarts if local_size == size else muster(store, index, size, timeout_s),
         run_id=os.environ.get("TORCHELASTIC_RUN_ID", "run"),
-        store=dist.PrefixStore("mach", store),
-        store_host=os.environ["MASTER_ADDR"],
+        store=store,
+        store_host=store_host() or "",
     )
+
+
+def muster(store: dist.Store, index: int, size: int, timeout_s: float) -> int:
+    """Agree on how often the group was started before. Returns it when all have come.
+
+    On several machines torchrun's own count is of no use: a machine whose ranks did not fall starts
+    them again without counting it. So rank 0 counts, and tells the others. The store still holds
+    what an earlier start has left; rank 0 cannot tell that from what is new, but a rank knows its
+    own word. (No rank of an earlier start is alive by now: torchrun sees to that.)
+
+        rank r  call/<r> = word               ..      heard/<n>/<r>
+        rank 0                  answer/<word> = n                   until all have heard n
+
+    Raises:
+        ChannelTimeoutError: they did not all come.
+    """
+    deadline = time.monotonic() + timeout_s
+    if index > 0:
+        word = uuid.uuid4().hex
+        store.set(f"call/{index}", word)
+        _await(store, [f"answer/{word}"], timeout_s, "component 0")
+        start = int(store.get(f"answer/{word}"))
+        store.set(f"heard/{start}/{index}", "1")
+        return start
+    start = store.add("starts", 1) - 1
+    missing = set(range(1, size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"call/{other}"]):
+                store.set(f"answer/{store.get(f'call/{other}').decode()}", str(start))
+            if store.check([f"heard/{start}/{other}"]):
+                missing.remove(other)
+        if missing and time.monotonic() > deadline:
+            raise _did_not_come(f"components {sorted(missing)}", timeout_s)
+        time.sleep(_LOOK_S)
+    return start
+
+
+def _await(store: dist.Store, keys: list[str], timeout_s: float, who: str) -> None:
+    try:
+        store.wait(keys, timedelta(seconds=timeout_s))
+    except dist.DistStoreError as error:
+        raise _did_not_come(who, timeout_s) from error
+
+
+def _did_not_come(who: str, timeout_s: float) -> ChannelTimeoutError:
+    return ChannelTimeoutError(f"{who} did not come up; waited {timeout_s:g} s")
+
+
+def store_host() -> str | None:
+    """The host of the store of torchrun's group; None in a process that is in none."""
+    return os.environ.get("MASTER_ADDR")
 
 
 def occupy(rank: Rank, config: Config) -> torch.device:
@@ -127,10 +187,16 @@ def occupy(rank: Rank, config: Config) -> torch.device:
 
 
 def transport(rank: Rank, config: Config) -> str:
-    """The transport this rank's group uses."""
-    return transport_of(
+    """The transport this rank's group uses: `auto` means nccl where it does on all machines."""
+    own = transport_of(
         config.transport.name, rank.local_size, torch.cuda.device_count(), device_kind(config)
     )
+    if rank.local_size == rank.size:
+        return own
+    keys = [f"transport/{rank.restarts}/{k}" for k in range(rank.size)]
+    rank.store.set(keys[rank.index], own)
+    _await(rank.store, keys, config.transport.start_timeout_s, "all other components")
+    return own if {rank.store.get(key).decode() for key in keys} == {own} else "gloo"
 
 
 def device_kind(config: Config) -> str:
@@ -138,6 +204,16 @@ def device_kind(config: Config) -> str:
     if config.launch.device != "auto":
         return config.launch.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def age_s() -> float:
+    """Seconds since this process was started, its imports included (Linux; elsewhere since now)."""
+    try:
+        # Field 22 of proc(5)'s stat: start in clock ticks after boot. The name may hold spaces.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def available_cores() -> list[int]:

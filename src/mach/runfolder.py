@@ -121,8 +121,7 @@ def _take(file: IO[str], run_dir: Path) -> None:
         if not _has_died(pid, host) or time.monotonic() > deadline:
             raise RunFolderError(
                 f"out={run_dir}: expected a folder that nobody runs in, got one that process "
-                f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it: "
-                f"kill {pid}"
+                f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it."
             )
         time.sleep(0.1)
 

@@ -15,7 +15,7 @@ from mach.errors import ChannelError
 
 LOOPBACK = "127.0.0.1"
 _HELP = (
-    "Set transport.bind to none (this machine alone), auto (the address that reaches the run's "
+    "Set launch.bind to null (this machine alone), auto (the address that reaches the run's "
     "store), or an address or interface of this machine"
 )
 
@@ -62,7 +62,9 @@ def gloo_device(listen: str) -> dist.ProcessGroupGloo.Device:
 def _address_towards(host: str | None) -> str:
     """Our address on the way to a host. Nothing is sent: a datagram socket only looks it up."""
     if host is None:
-        raise ChannelError(f"bind auto: expected the host of the run's store, got none. {_HELP}.")
+        raise ChannelError(
+            f"launch.bind=auto: expected the host of the run's store, got none. {_HELP}."
+        )
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
@@ -70,7 +72,7 @@ def _address_towards(host: str | None) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise ChannelError(
-            f"bind auto: expected a way to the store's host {host!r}, got: {error}. {_HELP}."
+            f"launch.bind=auto: expected a way to the store's host {host!r}, got: {error}. {_HELP}."
         ) from error
 
 

@@ -11,8 +11,10 @@ holds. A link is up or down as a whole, and no third component takes part.
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable
+from functools import partial
 from threading import Event, Lock, Thread, current_thread
 from typing import cast
 
@@ -23,6 +25,7 @@ from mach.channels.bell import Bell
 from mach.channels.ends import Ends, Maker
 from mach.channels.liveends import LiveReceiver, LiveSender
 from mach.channels.meeting import Meeting, Session
+from mach.channels.sessionstore import SessionStore
 from mach.errors import ChannelError, MachError
 
 _LOOK_S = 0.02
@@ -86,6 +89,8 @@ class LiveLink:
         self._given_up: list[_Builder] = []
         self._thread = Thread(target=self._run, name=f"link to {self.neighbour}", daemon=True)
         self._thread.start()
+        # A daemon thread that is inside torch when the interpreter ends takes the process with it.
+        atexit.register(self.close)
 
     @property
     def up(self) -> bool:
@@ -106,6 +111,7 @@ class LiveLink:
 
     def close(self) -> None:
         """End the link for good; the neighbour sees it break."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closing = True
             self._detach()
@@ -150,7 +156,7 @@ class LiveLink:
     def _connect(self, session: Session) -> Ends | None:
         """Build the ends of a session. None where that failed; then a moment has passed."""
         self._meeting.sweep(session)
-        builder = _Builder(lambda: self._make(session), self._wake)
+        builder = _Builder(partial(self._make, session), self._wake)
         try:
             while not builder.done.is_set():
                 if self._interrupted() or self._meeting.look() != session.theirs:
@@ -163,10 +169,14 @@ class LiveLink:
             builder.give_up()
             self._given_up = [b for b in (*self._given_up, builder) if b.is_alive()]
 
-    def _make(self, session: Session) -> Ends:
-        store = dist.PrefixStore(session.path, _client(self._store))
+    def _make(self, session: Session, over: Event) -> Ends:
+        store = dist.PrefixStore(session.path, self._store)
         return self._maker.ends(
-            self._link, self._component, store, self._connect_s, self._on_change
+            self._link,
+            self._component,
+            SessionStore(store, over, self._connect_s),
+            self._connect_s,
+            self._on_change,
         )
 
     def _hold(self, ends: Ends, session: Session) -> None:
@@ -241,27 +251,27 @@ class LiveLink:
 
 
 class _Builder(Thread):
-    """Builds the ends of one session; connecting cannot be interrupted, but it can be given up."""
+    """Builds the ends of one session on a thread of its own, as connecting takes its time."""
 
-    def __init__(self, make: Callable[[], Ends], bell: Bell) -> None:
+    def __init__(self, make: Callable[[Event], Ends], bell: Bell) -> None:
         super().__init__(name="connect", daemon=True)
-        self._make, self._bell = make, bell
-        self._lock = Lock()
-        self._ends: Ends | None = None
-        self._wanted = True
         self.done = Event()
         self.error = ""
+        self._make, self._bell = make, bell
+        self._lock = Lock()
+        self._given_up = Event()
+        self._ends: Ends | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            ends = self._make()
+            ends = self._make(self._given_up)
         except (MachError, RuntimeError) as error:
             self.error = str(error)
         else:
             with self._lock:
-                self._ends, wanted = ends, self._wanted
-            if not wanted:
+                self._ends = ends
+            if self._given_up.is_set():
                 self.give_up()
         self.done.set()
         self._bell.ring()
@@ -273,14 +283,13 @@ class _Builder(Thread):
             return ends
 
     def give_up(self) -> None:
-        """Let go of the ends that nobody took, also of those that are not there yet."""
-        with self._lock:
-            self._wanted = False
+        """Let go of the ends that nobody took, and of those that are not there yet."""
+        self._given_up.set()
         ends = self.take()
         if ends is not None:
             ends.abort()
 
 
 def _client(store: dist.Store) -> dist.Store:
-    """A client of a store of its own. One client is one socket: a wait on it stalls all others."""
+    """A client of a store of its own: whatever others wait for on theirs does not stall it."""
     return cast(dist.Store, store.clone())  # type: ignore[attr-defined]

@@ -41,9 +41,9 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from mach import runfolder
-from mach.introduce import COMPONENT, RUN_DIR, die_with
+from mach.introduce import COMPONENT, RUN_DIR, call_myself, die_with
 from mach.launcher.failure import REFUSED, Fall, fall_of
-from mach.launcher.supervision import Died, Ended, Report, Started
+from mach.launcher.reports import Died, Ended, Report, Started
 from mach.rank import StoreAddress
 
 SAVE_S = 20.0
@@ -79,6 +79,7 @@ def run_agent(job: Job, launcher: int, listener: socket.socket, reports: Connect
     listener.close()
     os.setsid()  # Ctrl-C at the terminal is the launcher's business
     die_with(launcher, STOP)
+    call_myself(f"mach-agent-{job.component}")
     os.environ[RUN_DIR], os.environ[COMPONENT] = str(job.run_dir), str(job.component)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a component sets its own number
     # An agent installs handlers for these whenever it starts a component; ours are to stay.
@@ -86,7 +87,7 @@ def run_agent(job: Job, launcher: int, listener: socket.socket, reports: Connect
     # A device that is wedged for good holds its process in the kernel, where no signal reaches it.
     os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = str(job.hang_s)
     try:
-        agent = _Agent(job, reports)
+        agent = _Agent(job, launcher, reports)
         agent.handle_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         result = agent.run()
@@ -102,8 +103,8 @@ def run_agent(job: Job, launcher: int, listener: socket.socket, reports: Connect
 class _Agent(LocalElasticAgent):
     """torch's agent, which says what it does."""
 
-    def __init__(self, job: Job, reports: Connection) -> None:
-        self._job, self._reports = job, reports
+    def __init__(self, job: Job, launcher: int, reports: Connection) -> None:
+        self._job, self._launcher, self._reports = job, launcher, reports
         self._stopping = False
         self.fall = Fall(1, "hangs in the kernel, as a process does whose device is wedged")
         store = job.store
@@ -149,6 +150,8 @@ class _Agent(LocalElasticAgent):
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if os.getppid() != self._launcher:  # where no kernel tells: nobody is left to train for
+            self._stop(STOP, None)
         result = super()._monitor_workers(worker_group)
         failure = result.failures.get(0)
         if failure is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mach.launcher.agent import HANDLED, KILL, SAVE_S, STOP, Job, run_agent
 from mach.launcher.failure import Fall
-from mach.launcher.supervision import Ended, Report
+from mach.launcher.reports import Ended, Report
 
 _TO_US = HANDLED - {KILL}
 """What asks the launcher to stop."""

@@ -5,6 +5,7 @@ Because the job is the whole launch, Hydra's sweepers and launchers work as they
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -65,7 +66,8 @@ def _job(composed: DictConfig) -> float | None:
             overrides = " ".join(HydraConfig.get().overrides.task)
             raise JobFailedError(f"job {HydraConfig.get().job.num} failed: {overrides}") from None
         raise SystemExit(error.exit_code) from None
-    return float(result["chain"][-1]["loss"])
+    loss = result["chain"][-1]["loss"]
+    return math.inf if loss is None else float(loss)  # none: the chain lacks a component for good
 
 
 def _with_folder(config: Config, sweeping: bool) -> Config:
@@ -83,6 +85,11 @@ def launch(config: Config) -> Mapping[str, Any]:
     Raises:
         MachError: the run was refused, or a component fell; its text says all.
     """
+    if config.launch.name == "slurm":
+        raise ConfigError(
+            "launch=slurm: expected ranks that somebody else's torchrun starts; got mach train, "
+            "which starts its own. See launch/README.md, or choose launch=auto."
+        )
     # Imported here: `--help`, `--cfg job` and tab completion must not wait for torch.
     from mach import runfolder
     from mach.launcher.gang import run_gang
@@ -91,11 +98,6 @@ def launch(config: Config) -> Mapping[str, Any]:
     from mach.report.console import result_table
 
     assert config.out is not None
-    if config.launch.name == "slurm":
-        raise ConfigError(
-            "launch=slurm: expected ranks that somebody else's torchrun starts; got mach train, "
-            "which starts its own. See launch/README.md, or choose launch=auto."
-        )
     run_dir = Path(config.out)
     runfolder.check_free(run_dir)
     preflight(config, run_dir, config.components)

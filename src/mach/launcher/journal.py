@@ -8,9 +8,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mach.launcher.supervision import Event
+from mach.launcher.reports import Event
 
-_KEPT_ONLY = ("finished",)
+_KEPT_ONLY = ("finished", "refused")
+"""Nothing to act on, or told by the error that ends the run."""
 
 
 class Journal:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import torch
 
 from mach import checkpoint, runfolder
+from mach.channels.listen import listen_on
 from mach.config import Config
 from mach.configfile import fingerprint, load
 from mach.data import check, open_dataset
-from mach.errors import CheckpointError, ConfigError
-from mach.rank import device_kind
+from mach.errors import ChannelError, CheckpointError, ConfigError
+from mach.rank import device_kind, store_host
 from mach.topology import transport_of
 from mach.trainer import Assembly
 
@@ -29,6 +31,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
         MachError: with exit code 2, for the first thing that cannot work; nothing was written.
     """
     _check_devices(config, places)
+    _check_network(config, places, store_host())
     config = runfolder.check(run_dir, config)
     dataset = open_dataset(config.data)
     check(dataset)
@@ -98,3 +101,41 @@ def _check_devices(config: Config, places: int) -> None:
             f"found {gpus if device_kind(config) == 'cuda' else 0}. Use transport=gloo: on CPU, or "
             "with components that share a GPU."
         )
+
+
+def _check_network(config: Config, places: int, host: str | None) -> None:
+    """Can the other machines, if there are any, reach the edges that listen on this one?"""
+    if config.components == places or host is None:
+        return
+    if _is_loopback(host):  # nobody comes there from another machine: several torchruns on this one
+        return
+    bind = config.launch.bind
+    if bind is None or _is_address(bind):
+        raise ConfigError(
+            f"launch.bind: expected auto, or the name of an interface that every machine has, as "
+            f"{places} of the {config.components} components are on this machine; got "
+            f"{'none, which is loopback' if bind is None else f'{bind}, an address of one'}. Set "
+            "launch.bind=auto (launch=slurm does)."
+        )
+    try:
+        listen = listen_on(bind, host)
+    except ChannelError as error:
+        raise ConfigError(str(error)) from error
+    if _is_loopback(listen):
+        raise ConfigError(
+            f"launch.bind={bind}: expected an address that the other machines reach; got {listen}, "
+            f"which is what this machine takes the store's host {host} for. Start every torchrun "
+            "with --local-addr=ADDRESS, its machine's own, or set launch.bind to an interface."
+        )
+
+
+def _is_loopback(place: str) -> bool:
+    return _is_address(place) and ipaddress.ip_address(place).is_loopback
+
+
+def _is_address(place: str) -> bool:
+    try:
+        ipaddress.ip_address(place)
+    except ValueError:
+        return False
+    return True

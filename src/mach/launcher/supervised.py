@@ -19,7 +19,8 @@ from mach.launcher.agents import Agents
 from mach.launcher.failure import no_result, run_failed
 from mach.launcher.gang import quiet_torch
 from mach.launcher.journal import Journal
-from mach.launcher.supervision import Event, GiveUp, Kill, Rules, Stop, Supervision
+from mach.launcher.reports import Event, GiveUp, Kill, Stop
+from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
 from mach.roster import Roster
 

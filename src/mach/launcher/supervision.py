@@ -20,85 +20,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from mach.launcher.failure import REFUSED, Fall
+from mach.launcher.reports import Answer, Died, Ended, Event, GiveUp, Kill, Report, Started, Stop
 from mach.roster import Beat
 
 RATE_S, RATE_LEAST_S = 10.0, 3.0
 """Steps per second are measured over so long; over less than the second, they are not known."""
 ABSENT_S = 2.0
 """Longer than this between two looks, and it was the one who looks that stood still."""
-
-
-# --- what is seen ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Started:
-    """A process of a component has been started."""
-
-    component: int
-    pid: int
-    restart: int
-    """0 for the first."""
-
-
-@dataclass(frozen=True)
-class Died:
-    """It has ended and will be started again."""
-
-    component: int
-    fall: Fall
-    restart: int
-    """Which restart this costs, 1 for the first."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """It has ended and will not be started again."""
-
-    component: int
-    fall: Fall | None
-    """None: it has done all it had to."""
-
-
-Report = Started | Died | Ended
-
-
-# --- what follows ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something to tell."""
-
-    component: int
-    kind: str
-    """died, back, hung, exhausted or finished."""
-    text: str
-
-
-@dataclass(frozen=True)
-class Kill:
-    """End this component's process: it hangs."""
-
-    component: int
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    """Tell the others that this component will not come back."""
-
-    component: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the run, because this component fell."""
-
-    component: int
-    fall: Fall
-
-
-Answer = Event | Kill | GiveUp | Stop
 
 
 @dataclass(frozen=True)
@@ -110,7 +38,7 @@ class Rules:
     hang_s: float
     """Longest time without any progress."""
     start_s: float
-    """The same, before a process has begun to train."""
+    """The same for one that does not train: it has not begun, or writes the result."""
     on_exhausted: str
     """stop or continue."""
 
@@ -210,7 +138,7 @@ class Supervision:
             return self._finish(k)
         one.state = "gone"
         if fall.code == REFUSED:
-            return [Stop(k, fall)]
+            return [Event(k, "refused", f"component {k} refused: {fall.short}"), Stop(k, fall)]
         if one.finished:  # nothing is lost: it has saved, and only served its neighbours since
             return [
                 Event(k, "exhausted", f"component {k} ended after its last step ({fall.short})")
@@ -260,12 +188,12 @@ class Supervision:
     def _check(self, now_s: float, k: int) -> list[Answer]:
         """Not dead, but hung: treated as dead."""
         one = self.components[k]
-        begun = one.state not in ("starting", "restarting")
-        limit_s = self._rules.hang_s if begun else self._rules.start_s
+        busy = one.sign is not None and one.sign[0] in ("training", "done")
+        limit_s = self._rules.hang_s if busy else self._rules.start_s
         if one.pid is None or now_s - one.sign_s <= limit_s:
             return []
         self._lost(now_s, k)
-        where = f"at step {one.step}" if begun else "while it started"
+        where = "while it started" if one.sign is None else f"at step {one.step}"
         text = f"component {k} did nothing for {limit_s:g} s {where} and is ended"
         return [Event(k, "hung", text), Kill(k)]
 

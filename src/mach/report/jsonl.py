@@ -8,12 +8,13 @@ of a run; wandb and the console are views of it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from mach.errors import MachError
+_log = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -30,21 +31,38 @@ class JsonLines:
         _forget_after(path, resume_step)
         # Unbuffered: a line that is written is out of this process.
         self._file = path.open("ab", buffering=0)
+        self.lost = 0
+        """Lines that could not be written, as on a full disk."""
+        self._torn = False
 
     def log(self, record: dict[str, Any]) -> None:
-        """Write one line. Numbers that are not finite become null: JSON has no name for them."""
+        """Write one line. Numbers that are not finite become null: JSON has no name for them.
+
+        A line that cannot be written is counted, and the first one is told: a full disk is no
+        reason to stop training.
+        """
         line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+        rest = b"\n" + line if self._torn else line  # what is left of the torn one is skipped
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise MachError(
-                f"{self._path}: the line of step {record.get('step')} could not be written: "
-                f"{error.strerror}. Make room, then go on from the last checkpoint: resume=auto."
-            ) from error
+            self._torn = True
+            self.lost += 1
+            if self.lost == 1:
+                _log.warning(
+                    "%s: the line of step %s could not be written: %s. The training goes on.",
+                    self._path,
+                    record.get("step"),
+                    error.strerror,
+                )
+        else:
+            self._torn = False
 
     def close(self, failed: bool = False) -> None:
         self._file.close()
+        if self.lost:
+            _log.warning("%s: %d lines could not be written", self._path, self.lost)
 
 
 class Follower:

@@ -19,7 +19,7 @@ from mach.channels import Bell, Channels, connect_live
 from mach.config import Config
 from mach.configfile import fingerprint
 from mach.errors import SaveError, StoppedError
-from mach.rank import Rank, transport
+from mach.rank import Rank, age_s, transport
 from mach.report.reporter import build
 from mach.roster import Beat, Pulse, Roster
 from mach.session.publish import publish
@@ -122,7 +122,8 @@ class _Life:
 
     def logged(self, record: dict[str, Any]) -> None:
         """Hand a line to the report."""
-        self._reporter.log(record)
+        links_up = sum(link.up for link in self._channels.links)
+        self._reporter.log({**record, "links_up": links_up, "age_s": age_s()})
 
     def stepped(self, step: int) -> None:
         """This life was not in vain; and do what is to go wrong here."""

@@ -41,13 +41,13 @@ def train_ordered(seat: Seat) -> None:
             lambda _: _break(channels),  # for good: here a broken edge ends the run
         )
         actions = program(config, rank.index, seat.batches, seat.first_step)
-        hooks = _Hooks(seat, reporter, faults)
+        hooks = Hooks(seat, reporter, faults)
         outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
         channels.close_up()
     _publish(seat, outcome)
 
 
-class _Hooks:
+class Hooks:
     """Writes a rank's log lines and checkpoints."""
 
     def __init__(self, seat: Seat, reporter: Reporter, faults: Faults) -> None:

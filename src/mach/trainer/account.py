@@ -42,6 +42,7 @@ class Account:
         new_samples = samples - self._samples if self._samples is not None else None
         self._marked, self._mark, self._samples = now_s, counters, samples
         return {
+            "time": time.time(),
             "wall_s": now_s - self._started,
             "loss": totals.loss.item() / max(1, totals.backwards),
             "student_loss": totals.student_loss.item() / totals.distillations

@@ -158,5 +158,7 @@ class Trainer:
     def _read_scores(self) -> None:
         self._scores = {o: s.result(self._task) for o, s in self.worker.scores.items()}
         self.worker.scores = {}
-        chain = self._scores.get(0, {})
-        self._hooks.logged({"step": self._step, **{f"eval_{key}": v for key, v in chain.items()}})
+        chain = {f"eval_{key}": v for key, v in self._scores.get(0, {}).items()}
+        own = self._scores.get(self.worker.index, {}) if not chain else {}  # under free
+        window = {f"eval_window_{key}": v for key, v in own.items()}
+        self._hooks.logged({"step": self._step, **chain, **window})

@@ -1,0 +1,123 @@
+"""How do three components fare while the fourth is dead, or slow?
+
+One round: an undisturbed run, and one for each component as the victim, in turn. A survivor is
+compared with itself before, and with the undisturbed run from where that run's own victim-to-be
+took the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from running import Run, started, supervised
+from settings import LINKS, Settings, fault, overrides, paced, turns
+from timeline import (
+    Line,
+    Lines,
+    Stretches,
+    Window,
+    back,
+    death,
+    longest_pause_ms,
+    rate,
+    reached,
+    same_stretch,
+    training_since,
+)
+
+UNDISTURBED = None
+Logs = Sequence[Lines]
+
+
+def measure_round(
+    settings: Settings, kind: str, turn: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every variant once.
+
+    Args:
+        kind: kill or slow.
+        turn: which round this is; it decides the order.
+    """
+    variants: list[int | None] = [UNDISTURBED, *settings.victims]
+    logs: dict[int | None, list[list[Line]]] = {}
+    for place in turns(len(variants), turn):
+        victim = variants[place]
+        logs[victim] = observe(settings, kind, victim)
+        tell("undisturbed" if victim is UNDISTURBED else f"{kind} component {victim}")
+    return judge_round(logs, kind, settings)
+
+
+def observe(settings: Settings, kind: str, victim: int | None) -> list[list[Line]]:
+    """Run one variant for as long as it has to be watched. Returns the logs."""
+    values = paced(settings)
+    if victim is not UNDISTURBED:
+        values |= fault(settings, kind, victim)
+    with started(supervised(overrides(values))) as run:
+        _watch(run, settings, kind, victim)
+    return run.logs
+
+
+def _watch(run: Run, settings: Settings, kind: str, victim: int | None) -> None:
+    due = settings.fault_step
+    if victim is UNDISTURBED:
+        run.until(lambda: all(reached(lines, due) is not None for lines in run.logs))
+        beyond_s = max(settings.away_s, settings.slow_s)
+    elif kind == "kill":
+        lines = run.logs[victim]
+        run.until(lambda: bool(lines) and back(lines, LINKS[victim]) is not None)
+        beyond_s = 0.0
+    else:
+        run.until(lambda: reached(run.logs[victim], due) is not None)
+        beyond_s = settings.slow_s
+    run.watch(max(lines[-1].time_s for lines in run.logs) + beyond_s + settings.after_s)
+
+
+# --- judging: logs in, numbers out --------------------------------------------------------------
+
+
+def judge_round(
+    logs: dict[int | None, list[list[Line]]], kind: str, settings: Settings
+) -> dict[str, Any]:
+    """What is kept of a round."""
+    calm = logs[UNDISTURBED]
+    since_s = training_since(calm)
+    assert since_s is not None
+    whole = Window(since_s + settings.settle_s, min(lines[-1].time_s for lines in calm))
+    return {
+        "victims": [
+            {"victim": victim, **_judge(disturbed, calm, kind, victim, settings)}
+            for victim, disturbed in sorted((v, one) for v, one in logs.items() if v is not None)
+        ],
+        "undisturbed": [
+            {"rate": rate(lines, whole), "pause_ms": longest_pause_ms(lines, whole)}
+            for lines in calm
+        ],
+    }
+
+
+def _judge(logs: Logs, calm: Logs, kind: str, victim: int, settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    lines = logs[victim]
+    if kind == "kill":
+        last, first = death(lines), back(lines, LINKS[victim])
+        assert last is not None
+        assert first is not None
+        wrong = Window(last.time_s, first.time_s)
+        again = next(line for line in lines if line.life > last.life)
+        found["return"] = {
+            "age_s": first.age_s,
+            "away_s": again.time_s - last.time_s,
+            "connected_s": first.time_s - last.time_s,
+            "steps_lost": last.step - again.step + 1,
+        }
+    else:
+        begin_s = reached(lines, settings.fault_step)
+        assert begin_s is not None
+        wrong = Window(begin_s, begin_s + settings.slow_s)
+    same = same_stretch(calm, victim, settings.fault_step, wrong.length_s)
+    around = Stretches.around(wrong, settings.before_s, settings.after_s)
+    calm_around = Stretches.around(same, settings.before_s, settings.after_s)
+    found["components"] = [around.measure(one) for one in logs]
+    found["undisturbed"] = [calm_around.measure(one) for one in calm]
+    return found

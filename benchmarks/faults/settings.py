@@ -1,0 +1,177 @@
+"""What is run, with what in place of compute, and for how long?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+COMPONENTS = 4
+LINKS = (1, 2, 2, 1)
+"""Of each component, to its neighbours."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The same for every run of a section."""
+
+    victims: tuple[int, ...] = tuple(range(COMPONENTS))
+    """Components that are killed or slowed down, each in a run of its own."""
+    pace_ms: float = 20.0
+    """Least time of a microbatch at every component: it sleeps for what its compute leaves."""
+    settle_s: float = 2.0
+    """From the moment that all components train, not counted."""
+    before_s: float = 4.0
+    """Counted before something goes wrong."""
+    slow_s: float = 5.0
+    factor: float = 4.0
+    """How long, and how much, a component is slowed down."""
+    away_s: float = 6.0
+    """About as long as a component that died is away: the undisturbed run is watched for so long
+    in its place."""
+    after_s: float = 4.0
+    latencies_ms: tuple[float, ...] = (0.0, 5.0, 25.0, 100.0)
+    latency_s: float = 7.0
+    """Counted at each of them."""
+    accumulate: int = 4
+    """M, where latencies are compared: 1F1B fills and drains its pipeline once in M microbatches."""
+
+    @property
+    def fault_step(self) -> int:
+        """With one microbatch a step, and none that takes longer than it must."""
+        return round((self.settle_s + self.before_s) * 1e3 / self.pace_ms)
+
+
+QUICK = Settings(
+    victims=(1,),
+    settle_s=1.0,
+    before_s=2.0,
+    slow_s=2.0,
+    away_s=3.0,
+    after_s=1.0,
+    latencies_ms=(0.0, 25.0),
+    latency_s=3.0,
+)
+
+
+def network(settings: Settings) -> dict[str, object]:
+    """A network whose compute is next to nothing, slowed down by sleeping."""
+    return {
+        "components": COMPONENTS,
+        "model.width": 16,
+        "student.width": 16,
+        "launch.threads": 1,
+        "launch.pin": "false",
+        "faults.pace_ms": settings.pace_ms,
+        "patience_ms": settings.pace_ms,
+        **QUIET,
+    }
+
+
+QUIET = {"report.wandb": "off", "report.progress": "false"}
+LONGER_THAN_WATCHED = {"steps": 20_000, "checkpoint.every": 100}
+"""The runs are stopped when enough was seen."""
+
+
+def paced(settings: Settings) -> dict[str, object]:
+    """`free`, a line in the log for every microbatch."""
+    return {
+        **network(settings),
+        **LONGER_THAN_WATCHED,
+        "schedule": "free",
+        "delay": 2,
+        "accumulate": 1,
+        "report.every": 1,
+    }
+
+
+def fault(settings: Settings, kind: str, victim: int) -> dict[str, object]:
+    """kill or slow, at one component."""
+    at = {"faults": kind, "faults.component": victim, "faults.step": settings.fault_step}
+    slow = {"faults.duration_s": settings.slow_s, "faults.factor": settings.factor}
+    return {**at, **(slow if kind == "slow" else {})}
+
+
+def overrides(values: Mapping[str, object]) -> list[str]:
+    """As `mach train` takes them."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+
+def enough_delay(latency_ms: float, pace_ms: float) -> int:
+    """d, microbatches per hop, with which no component of a steady `delayed` has to wait.
+
+    # component k      F(t) ............................ B(t - D),   D = 2 (K-1-k) d
+    #                     \\ L                          / L
+    # component k + 1      F(t) ...... B(t - D + 2 d) .
+
+    An activation leaves after the forward (p / 3) and travels for L; a gradient leaves after the
+    backward (2 p / 3), travels for L, and must be there 2 d microbatches after the parent's clock
+    has used its own. Together 2 L + p <= 2 d p, so d >= L / p + 1 / 2. This rounds up to the next
+    whole number but one half, and what that leaves is for jitter.
+    """
+    return math.ceil(latency_ms / pace_ms) + 1
+
+
+def enough_credits(latency_ms: float, pace_ms: float) -> int:
+    """W: a frame's credit is away while the child is ahead (2 d), and on its way back (L)."""
+    return 2 * enough_delay(latency_ms, pace_ms) + math.ceil(latency_ms / pace_ms) + 1
+
+
+def at_latency(settings: Settings, schedule: str, latency_ms: float) -> dict[str, object]:
+    """A schedule over a link with so much latency."""
+    values = {
+        **network(settings),
+        **LONGER_THAN_WATCHED,
+        "launch.bind": "auto",
+        "schedule": schedule,
+        "accumulate": settings.accumulate,
+        "report.every": 1,
+    }
+    if schedule == "sync":
+        return values
+    return {
+        **values,
+        "delay": enough_delay(latency_ms, settings.pace_ms),
+        "transport.credits": enough_credits(latency_ms, settings.pace_ms),
+    }
+
+
+# --- accuracy and soak --------------------------------------------------------------------------
+
+
+def mnist(path: str, steps: int, seed: int) -> dict[str, object]:
+    """As conf/experiment/mnist.yaml, but free; real compute, and as many steps as said."""
+    return {
+        "data": "npz",
+        "data.path": path,
+        "schedule": "free",
+        "components": COMPONENTS,
+        "delay": 2,
+        "accumulate": 4,
+        "microbatch_size": 16,
+        "steps": steps,
+        "seed": seed,
+        "launch.threads": 1,
+        **QUIET,
+    }
+
+
+def soaked(settings: Settings, minutes: float, mnist: str | None) -> dict[str, object]:
+    """A long run, with more steps than it can take."""
+    data = {"data": "npz", "data.path": mnist} if mnist else {}
+    return {
+        **paced(settings),
+        **data,
+        "steps": max(1, round(minutes * 60e3 / settings.pace_ms)),
+        "report.every": 10,
+        "launch.max_restarts": 1000,
+    }
+
+
+def turns(number: int, turn: int) -> list[int]:
+    """The order of `number` variants in one round: none always comes after the same."""
+    first = 3 * turn % number
+    return [*range(first, number), *range(first)]

@@ -1,0 +1,132 @@
+"""How does a component save itself?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mach.checkpoint.catalog import (
+    FORMAT,
+    MANIFEST,
+    complete_ones,
+    digest_of,
+    own_manifest,
+    read_manifest,
+    saved_alone,
+    step_dir,
+    step_of,
+)
+from mach.checkpoint.state import dcp, tensors_of
+from mach.component import Component
+from mach.config import Config
+from mach.configfile import fingerprint
+from mach.errors import SaveError
+from mach.optim import Optimizer
+from mach.runfolder import CHECKPOINTS, write_atomically
+
+
+def save(
+    run_dir: Path,
+    step: int,
+    k: int,
+    component: Component,
+    optimizers: Mapping[str, Optimizer],
+) -> dict[str, str]:
+    """Write component k's part. Returns the SHA-256 of each of its files."""
+    folder = step_dir(run_dir, step) / f"component-{k}"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that died here
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it works without a process group: meant so
+            dcp().save(tensors_of(component, optimizers), checkpoint_id=folder, no_dist=True)
+        return {f"{folder.name}/{f.name}": digest_of(f) for f in sorted(folder.iterdir())}
+    except BaseException as error:  # dcp's own exceptions are no Exception
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise SaveError(
+            f"{folder}: the checkpoint of step {step} could not be written: "
+            f"{_root_of(error)}. Training goes on, the last good checkpoint stays. Make room."
+        ) from error
+
+
+def _root_of(error: BaseException) -> str:
+    """The operating system's own words, where they are what dcp wraps."""
+    seen: list[BaseException] = [error]
+    for one in seen:  # grows while it is gone through
+        failures = getattr(one, "failures", None)  # of dcp's CheckpointException, by rank
+        wrapped = [pair[0] for pair in failures.values()] if isinstance(failures, dict) else []
+        wrapped += [one.__cause__, one.__context__]
+        seen += [other for other in wrapped if other is not None and other not in seen]
+    said = next((one.strerror for one in seen if isinstance(one, OSError) and one.strerror), None)
+    return said or str(error)
+
+
+def complete(
+    run_dir: Path, step: int, k: int, files: dict[str, str], config: Config, store: dist.Store
+) -> None:
+    """Tell that component k has saved; the last one in writes the manifest and prunes."""
+    store.set(f"saved/{step}/{k}", json.dumps(files))
+    if store.add(f"saved/{step}/count", 1) < config.components:
+        return
+    every: dict[str, str] = {}
+    for other in range(config.components):
+        every |= json.loads(store.get(f"saved/{step}/{other}"))
+    write_manifest(run_dir, step, every, config)
+
+
+def write_manifest(run_dir: Path, step: int, files: dict[str, str], config: Config) -> None:
+    """Make a checkpoint of what all components have written, and drop those over `keep`."""
+    manifest = _manifest(step, files, config)
+    write_atomically(step_dir(run_dir, step) / MANIFEST, json.dumps(manifest, indent=1))
+    _prune(run_dir, config.checkpoint.keep)
+
+
+def seal(
+    run_dir: Path, step: int, k: int, files: dict[str, str], config: Config, life: int
+) -> None:
+    """Make a checkpoint of what component k has written alone, and drop its own over `keep`.
+
+    At the last step the component that finds all others' there makes them one.
+    """
+    manifest = {**_manifest(step, files, config), "life": life}
+    write_atomically(step_dir(run_dir, step) / own_manifest(k), json.dumps(manifest, indent=1))
+    for old in saved_alone(run_dir, k)[: -config.checkpoint.keep]:
+        (old.path / own_manifest(k)).unlink(
+            missing_ok=True
+        )  # first: without it the rest means nothing
+        shutil.rmtree(old.path / f"component-{k}", ignore_errors=True)
+        with suppress(OSError):  # somebody else's are still in it
+            old.path.rmdir()
+    last = [step_dir(run_dir, step) / own_manifest(other) for other in range(config.components)]
+    if step == config.steps and all(path.exists() for path in last):
+        every = {n: d for path in last for n, d in read_manifest(path)["files"].items()}
+        write_manifest(run_dir, step, every, config)
+
+
+def _manifest(step: int, files: dict[str, str], config: Config) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "step": step,
+        "components": config.components,
+        "config": fingerprint(config),
+        "torch": torch.__version__,
+        "files": files,
+    }
+
+
+def _prune(run_dir: Path, keep: int) -> None:
+    """Drop all but the last `keep` complete checkpoints, and incomplete ones older than those."""
+    oldest_kept = complete_ones(run_dir)[-keep:][0].step
+    for folder in (run_dir / CHECKPOINTS).glob("step-*"):
+        if step_of(folder) < oldest_kept:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,38 @@
+"""Which tensors make up a component?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mach.component import Component
+from mach.optim import Optimizer
+
+OPTIMIZER, RANDOM = "optimizer/", "random_state"
+
+
+def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """All that a resumed component needs: weights, optimizer state, random state."""
+    state = dict(weights_of(component))
+    for optimizer in optimizers.values():
+        state |= {OPTIMIZER + name: value for name, value in optimizer.state().items()}
+    return {**state, RANDOM: torch.get_rng_state()}
+
+
+def weights_of(component: Component) -> dict[str, Tensor]:
+    """Parameters and buffers of body, head and student; the module's own tensors, no copies."""
+    return {
+        f"{part}.{name}": tensor
+        for part, module in component.modules().items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def dcp() -> ModuleType:
+    """torch.distributed.checkpoint, imported at the first save: it takes a second, at no start."""
+    import torch.distributed.checkpoint
+
+    return torch.distributed.checkpoint

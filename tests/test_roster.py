@@ -1,0 +1,111 @@
+"""Who is in the run, in which life: the keys that components and their supervisor share."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from threading import Event
+
+import pytest
+import torch.distributed as dist
+
+from mach.errors import ConfigError
+from mach.roster import Beat, Pulse, Roster
+
+
+def a_store() -> dist.TCPStore:
+    return dist.TCPStore(
+        "localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10)
+    )
+
+
+@pytest.fixture
+def roster() -> Roster:
+    return Roster(dist.PrefixStore("run", a_store()), components=3)
+
+
+def test_lives_are_counted_from_zero_for_each_component(roster):
+    assert [roster.enter(1), roster.enter(1), roster.enter(0), roster.enter(1)] == [0, 1, 0, 2]
+    assert [roster.starts(k) for k in range(3)] == [1, 3, 0]
+
+
+def test_a_resumed_run_goes_on_counting_lives(roster):
+    assert roster.enter(0, at_least=5) == 5
+    assert roster.enter(0, at_least=5) == 6  # it died before it saved
+    assert roster.enter(0, at_least=6) == 7
+    assert roster.enter(0, at_least=20) == 20
+    assert roster.starts(0) == 4
+
+
+def test_a_beat_is_read_as_it_was_said(roster):
+    assert roster.last_beat(2) is None
+    roster.enter(2)
+    beat = Beat(life=0, pid=17, progress=3, step=2, state="training", counters={"alone": 4})
+    roster.beat(2, beat)
+    assert roster.clone().last_beat(2) == beat
+
+
+def test_counters_are_added_up_over_all_lives(roster):
+    for alone, imagined in ((1, 2), (3, 4)):
+        life = roster.enter(1)
+        roster.beat(1, Beat(life, 17, counters={"alone": 0, "imagined": 0}))
+        roster.beat(1, Beat(life, 17, counters={"alone": alone, "imagined": imagined}))
+    assert roster.counters(1) == {"alone": 4, "imagined": 6}
+    assert roster.counters(0) == {}
+
+
+def test_barren_lives_are_counted_until_one_takes_a_step(roster):
+    assert [roster.count_barren(0) for _ in range(3)] == [0, 1, 2]
+    roster.bore_fruit(0)
+    assert roster.count_barren(0) == 0
+    assert roster.count_barren(1) == 0
+
+
+def test_a_run_is_over_when_each_component_is_done_or_gone(roster):
+    roster.finish(0, "zero")
+    roster.finish(2, "two")
+    assert not roster.is_over()
+    roster.give_up(1)
+    assert roster.is_over()
+    assert [roster.is_done(k) for k in range(3)] == [True, False, True]
+    assert [roster.is_gone(k) for k in range(3)] == [False, True, False]
+    assert [roster.outcome(k) for k in range(3)] == ["zero", None, "two"]
+
+
+def test_a_stranger_is_refused_with_what_differs(roster):
+    roster.found({"run": "a", "config": "1"})
+    roster.check_charter({"run": "a", "config": "1"})
+    with pytest.raises(ConfigError, match=r"has config 2, the run in the store .* has 1"):
+        roster.check_charter({"run": "a", "config": "2"})
+    with pytest.raises(ConfigError, match=r"has run b, .* has a"):
+        roster.check_charter({"run": "b", "config": "1"})
+
+
+def test_the_pulse_tells_once_that_the_run_is_over(roster):
+    over, lost = [], []
+    seen = Event()
+    roster.enter(0)
+
+    def is_over() -> None:
+        over.append(1)
+        seen.set()
+
+    pulse = Pulse(
+        roster.clone(), 0, lambda: Beat(0, 1), on_over=is_over, on_lost=lambda: lost.append(1)
+    )
+    for k in range(3):
+        assert not over
+        roster.finish(k, "")
+    assert seen.wait(10)
+    pulse.stop()
+    assert (over, lost) == ([1], [])
+    assert roster.last_beat(0) == Beat(0, 1)
+
+
+def test_the_pulse_tells_that_the_store_is_gone():
+    server = a_store()
+    client = dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=10))
+    lost = Event()
+    pulse = Pulse(Roster(client, 1), 0, lambda: Beat(0, 1), on_over=lambda: None, on_lost=lost.set)
+    del server
+    assert lost.wait(10)
+    pulse.stop()
