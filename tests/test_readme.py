@@ -42,7 +42,7 @@ def a_data_file(folder):
 
 def test_the_readme_has_what_these_tests_run():
     assert len(PYTHON) == 2
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 5
     for script in ("launch/demo.sh", "launch/test.sh"):
         assert f"bash {script}" in README
         assert (ROOT / script).stat().st_mode & 0o111

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,8 @@ from spawn import TORCHRUN, TRAIN, Command, Done, assert_none_left, kill, rank_o
 
 pytestmark = pytest.mark.timeout(400)
 
-FOUR = [*SMALL, "components=4", "steps=12", "out=run"]
+ROOT = Path(__file__).parents[1]
+FOUR = [*SMALL, "components=4", "steps=12", "checkpoint.every=4", "out=run"]
 ENDLESS = [*FOUR, "steps=100000", "checkpoint.every=20"]
 """Ends when the test ends it."""
 SLOW_MS = 20.0
@@ -181,16 +185,95 @@ def test_a_component_that_is_killed_ends_the_run_on_both_machines(machines, tmp_
 
 def test_torchrun_may_start_the_ranks_of_both_machines_again(machines, alone, tmp_path):
     """Only the machine on which a rank fell counts that as a restart; the ranks must agree."""
-    fault = ["faults=kill", "faults.component=3", "faults.step=8", "checkpoint.every=4"]
+    fault = ["faults=kill", "faults.component=3", "faults.step=8"]
     again = ("--max-restarts=1",)
-    with started(
-        machines, tmp_path, *FOUR, "launch=slurm", *fault, "resume=auto", options=again
-    ) as commands:
+    with started(machines, tmp_path, *FOUR, "launch=slurm", *fault, options=again) as commands:
         both(commands, 0)
     found = result(tmp_path / "run")
     assert found["restarts"] == 1
     assert found["first_step"] in (4, 8)
-    assert [row["exit"] for row in found["chain"]] == [0, 1, 2, 3]
+    assert_same_tensors(tmp_path / "run/checkpoints/step-12", alone / "checkpoints/step-12")
+
+
+# --- Slurm ---------------------------------------------------------------------------------
+
+SBATCH = ROOT / "launch" / "slurm.sbatch"
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "the[1-2]", "SLURM_NNODES": "2"}
+
+SCONTROL = """
+case "$1" in
+    show) printf '10.77.0.1\\n10.77.0.2\\n' ;;
+    *) echo "$@" > scontrol.asked ;;
+esac
+"""
+ONE_TASK_ON_EACH = """
+while [[ "$1" == --* ]]; do shift; done
+export SLURM_NODEID SLURMD_NODENAME
+SLURM_NODEID=0 SLURMD_NODENAME=10.77.0.1
+LEFT "$@" & left=$!
+SLURM_NODEID=1 SLURMD_NODENAME=10.77.0.2
+RIGHT "$@" & right=$!
+wait $left && wait $right
+"""
+WAITS_FOR_SIGTERM = """
+trap 'exit 143' TERM
+touch srun.waits
+while true; do sleep 0.05; done
+"""
+
+
+def submitted(folder: Path, srun: str, *overrides: str) -> Command:
+    """Run the template as Slurm would, edited as its marks say, with an `srun` of ours."""
+    template = SBATCH.read_text()
+    for mark, value in (("per_node=4", "per_node=2"), (".venv/bin/activate", "./activate")):
+        (line,) = [line for line in template.splitlines() if mark in line]
+        assert "# EDIT" in line
+        template = template.replace(line, line.replace(mark, value))
+    (folder / "bin").mkdir()
+    for name, script in (("srun", srun), ("scontrol", SCONTROL)):
+        (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}")
+        (folder / "bin" / name).chmod(0o755)
+    paths = f"{folder / 'bin'}:{Path(sys.executable).parent}"
+    (folder / "activate").write_text(f'PATH="{paths}:$PATH"\n')
+    (folder / "job").write_text(template)
+    return Command(["bash", "job", *overrides], folder, OMP_NUM_THREADS="1", **JOB)
+
+
+def test_the_slurm_template_trains_over_the_machines_of_its_job(machines, alone, tmp_path):
+    srun = ONE_TASK_ON_EACH
+    for name, machine in zip(("LEFT", "RIGHT"), machines, strict=True):
+        srun = srun.replace(name, " ".join(machine.inside))
+    mine = [word for word in FOUR if not word.startswith(("components=", "out="))]
+    with submitted(tmp_path, srun, *mine) as job:
+        done = job.wait()
+    assert done.code == 0, done
+    run_dir = tmp_path / "runs" / "slurm-7"
+    assert_same_tensors(run_dir / "checkpoints/step-12", alone / "checkpoints/step-12")
+    assert load(run_dir / "config.yaml").resume == "auto"
+    assert not (tmp_path / "scontrol.asked").exists()
+    assert_none_left(tmp_path)
+
+
+def test_a_slurm_job_whose_time_is_over_stops_its_ranks_and_asks_to_be_started_again(tmp_path):
+    with submitted(tmp_path, WAITS_FOR_SIGTERM) as job:
+        job.until(lambda: (tmp_path / "srun.waits").exists())
+        job.process.send_signal(signal.SIGUSR1)
+        done = job.wait(30)
+    assert done.code == 143, done
+    assert (tmp_path / "scontrol.asked").read_text() == "requeue 7\n"
+
+
+def test_a_slurm_job_that_fails_is_not_started_again(tmp_path):
+    with submitted(tmp_path, "exit 3") as job:
+        done = job.wait(30)
+    assert done.code == 3, done
+    assert not (tmp_path / "scontrol.asked").exists()
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="not installed: shellcheck")
+def test_shellcheck_finds_nothing_in_the_slurm_template(tmp_path):
+    done = run(["shellcheck", str(SBATCH)], tmp_path, deadline_s=30)
+    assert done.code == 0, done
 
 
 # --- what ranks agree on -------------------------------------------------------------------
@@ -219,7 +302,7 @@ def test_all_ranks_of_a_start_hear_the_same_number():
 def test_a_rank_that_died_before_it_was_heard_confuses_nobody():
     """It has called, or been counted, in a start that never began."""
     store = dist.HashStore()
-    with pytest.raises(ChannelTimeoutError, match="component 0 did not come up; waited 0.1 s"):
+    with pytest.raises(ChannelTimeoutError, match=r"component 0 did not come up; waited 0\.1 s"):
         muster(store, 2, 3, timeout_s=0.1)
     with pytest.raises(ChannelTimeoutError, match=r"components \[1, 2\] did not come up"):
         muster(store, 0, 3, timeout_s=0.1)

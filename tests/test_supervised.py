@@ -18,7 +18,7 @@ from spawn import TRAIN, Command, assert_none_left, kill, rank_of, run, until
 pytestmark = pytest.mark.timeout(400)
 
 FREE = [*SMALL, "components=3", "schedule=free", "out=run", "report.every=1"]
-RUN = [*FREE, "steps=150", "checkpoint.every=20", "faults.pace_ms=5"]
+RUN = [*FREE, "steps=200", "checkpoint.every=20", "faults.pace_ms=5"]
 """Seconds of training: long enough to be hurt, and to recover."""
 ENDLESS = [*FREE, "steps=100000", "checkpoint.every=100000", "faults.pace_ms=5"]
 """Ends when the test ends it; saves only then."""
@@ -92,7 +92,7 @@ def test_a_component_that_is_killed_comes_back_while_the_others_go_on(tmp_path, 
     assert re.fullmatch(rf"mach: {died}\nmach: component {victim} {back}\n", done.stderr), done
     step = int(re.search(r"at step (\d+)", events(tmp_path, "back")[0]["text"])[1])
     assert step >= 20  # from its own last checkpoint, not from the beginning
-    assert steps_of(tmp_path) == [150] * 3
+    assert steps_of(tmp_path) == [200] * 3
     assert_none_left(tmp_path)
 
 
@@ -167,7 +167,8 @@ def test_a_component_that_hangs_is_found_and_restarted(tmp_path):
     [(signal.SIGINT, 130, "mach: stopped by Ctrl-C\n"), (signal.SIGTERM, 143, "")],
 )
 def test_a_signal_ends_all_of_it_and_the_run_can_go_on(tmp_path, number, code, says):
-    with Command([*TRAIN, *ENDLESS], tmp_path) as started:
+    command = [*TRAIN, *RUN, "checkpoint.every=100000"]
+    with Command(command, tmp_path) as started:
         started.until(lambda: has_begun(tmp_path))
         processes = tree(started)
         started.process.send_signal(number)
@@ -176,6 +177,10 @@ def test_a_signal_ends_all_of_it_and_the_run_can_go_on(tmp_path, number, code, s
     assert (done.code, done.stderr) == (code, says), done
     reached = steps_of(tmp_path)
     assert [saved_steps(tmp_path, k) for k in ALL] == [[step] for step in reached]
+    done = run([*command, "resume=auto"], tmp_path)
+    assert done.code == 0, done
+    assert result(tmp_path / "run")["restarts"] == 0
+    assert steps_of(tmp_path) == [200] * 3
     assert_none_left(tmp_path)
 
 
@@ -192,7 +197,7 @@ def test_when_the_launcher_is_killed_every_component_saves_and_ends(tmp_path):
         assert [saved_steps(tmp_path, k) for k in ALL] == [[step] for step in reached]
         done = run([*TRAIN, *RUN, "checkpoint.every=100000", "resume=auto"], tmp_path)
     assert done.code == 0, done
-    assert steps_of(tmp_path) == [150] * 3
+    assert steps_of(tmp_path) == [200] * 3
     assert_none_left(tmp_path)
 
 

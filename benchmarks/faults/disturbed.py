@@ -7,6 +7,7 @@ took the same step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,21 +42,27 @@ def measure_round(
     """
     variants: list[int | None] = [UNDISTURBED, *settings.victims]
     logs: dict[int | None, list[list[Line]]] = {}
+    cores_busy = 0.0
     for place in turns(len(variants), turn):
         victim = variants[place]
-        logs[victim] = observe(settings, kind, victim)
+        logs[victim], busy = observe(settings, kind, victim)
+        if victim is UNDISTURBED:
+            cores_busy = busy
         tell("undisturbed" if victim is UNDISTURBED else f"{kind} component {victim}")
-    return judge_round(logs, kind, settings)
+    return {"cores_busy": cores_busy, **judge_round(logs, kind, settings)}
 
 
-def observe(settings: Settings, kind: str, victim: int | None) -> list[list[Line]]:
-    """Run one variant for as long as it has to be watched. Returns the logs."""
+def observe(settings: Settings, kind: str, victim: int | None) -> tuple[list[list[Line]], float]:
+    """Run one variant for as long as it has to be watched. Returns the logs, and how many cores
+    were busy with it."""
     values = paced(settings)
     if victim is not UNDISTURBED:
         values |= fault(settings, kind, victim)
     with started(supervised(overrides(values))) as run:
+        run.until(lambda: training_since(run.logs) is not None)
+        cpu_s, began_s = run.cpu_s(), time.monotonic()
         _watch(run, settings, kind, victim)
-    return run.logs
+        return run.logs, (run.cpu_s() - cpu_s) / (time.monotonic() - began_s)
 
 
 def _watch(run: Run, settings: Settings, kind: str, victim: int | None) -> None:

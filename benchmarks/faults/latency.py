@@ -29,7 +29,7 @@ from settings import (
 from timeline import Window, rate, share, training_since
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
-from netns import WIRE, Machine, two_machines, why_not  # noqa: E402
+from netns import WIRE, Machine, two_machines, why_not
 
 VARIANTS = ("free", "delayed", "sync", "1F1B")
 PIPELINE = [sys.executable, str(Path(__file__).with_name("pipeline.py"))]

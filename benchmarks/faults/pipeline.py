@@ -46,7 +46,9 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=TIMEOUT)
     stage = PipelineStage(module, k, config.components, device)
     schedule = Schedule1F1B(
-        stage, count, loss_fn=lambda logits, y: F.cross_entropy(logits, y) / count,
+        stage,
+        count,
+        loss_fn=lambda logits, y: F.cross_entropy(logits, y) / count,
         scale_grads=False,
     )
     stage.forward_one_chunk = paced(stage.forward_one_chunk, settings.pace_ms / 3e3)

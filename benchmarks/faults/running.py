@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from settings import COMPONENTS
 from timeline import Line
 
@@ -84,6 +85,16 @@ class Run:
                 raise RuntimeError(f"not done after {deadline_s:g} s:\n{self.said()}") from None
             if code:
                 raise RuntimeError(f"the run ended with {code}:\n{self.said()}")
+
+    def cpu_s(self) -> float:
+        """CPU time that its living processes have used so far."""
+        total = 0.0
+        for parent in (psutil.Process(process.pid) for process in self.processes):
+            for one in (parent, *parent.children(recursive=True)):
+                with suppress(psutil.Error):
+                    times = one.cpu_times()
+                    total += times.user + times.system
+        return total
 
     def said(self) -> str:
         """The end of what its processes printed."""

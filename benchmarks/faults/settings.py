@@ -34,7 +34,7 @@ class Settings:
     latency_s: float = 7.0
     """Counted at each of them."""
     accumulate: int = 4
-    """M, where latencies are compared: 1F1B fills and drains its pipeline once in M microbatches."""
+    """M, where latencies are compared: 1F1B fills and drains its pipeline once in M."""
 
     @property
     def fault_step(self) -> int:
@@ -103,20 +103,22 @@ def overrides(values: Mapping[str, object]) -> list[str]:
 def enough_delay(latency_ms: float, pace_ms: float) -> int:
     """d, microbatches per hop, with which no component of a steady `delayed` has to wait.
 
-    # component k      F(t) ............................ B(t - D),   D = 2 (K-1-k) d
-    #                     \\ L                          / L
-    # component k + 1      F(t) ...... B(t - D + 2 d) .
+    # p: pace, L: latency; on the clock of component k, D = 2 (K-1-k) d microbatches
+    #
+    # component k        F(b) .................................. B(b)     D later
+    #                      L down the link                     L up the link
+    # component k + 1           F(b) .................... B(b)            D - 2 d later
 
-    An activation leaves after the forward (p / 3) and travels for L; a gradient leaves after the
-    backward (2 p / 3), travels for L, and must be there 2 d microbatches after the parent's clock
-    has used its own. Together 2 L + p <= 2 d p, so d >= L / p + 1 / 2. This rounds up to the next
-    whole number but one half, and what that leaves is for jitter.
+    An activation leaves after the forward (p / 3); its gradient leaves the parent after the
+    backward (2 p / 3), and the parent is 2 d microbatches sooner there. Both travel for L. So
+    2 L + p <= 2 d p, or d >= L / p + 1 / 2; rounded up from L / p + 1, some is left for jitter.
     """
     return math.ceil(latency_ms / pace_ms) + 1
 
 
 def enough_credits(latency_ms: float, pace_ms: float) -> int:
-    """W: a frame's credit is away while the child is ahead (2 d), and on its way back (L)."""
+    """W: frames of which the sender has not heard. It is up to 2 d microbatches ahead of the one
+    who takes them, and the news that a frame was taken travels for L."""
     return 2 * enough_delay(latency_ms, pace_ms) + math.ceil(latency_ms / pace_ms) + 1
 
 

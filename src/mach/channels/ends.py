@@ -20,6 +20,8 @@ class Ends:
 
     sender: Sender | None = None
     receiver: Receiver | None = None
+    store: dist.Store | None = None
+    """What they were built on, kept for as long as C++ may call a store that is written here."""
 
     @property
     def alive(self) -> bool:
@@ -94,7 +96,7 @@ class Maker:
         on_change: Callable[[], None],
     ) -> Ends:
         """All ends that one component holds of a link, or none: the edge up first on both sides."""
-        ends = Ends()
+        ends = Ends(store=store)
         try:
             for edge in (link.up, link.down):
                 if edge is None:

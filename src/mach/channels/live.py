@@ -26,7 +26,7 @@ from mach.channels.ends import Ends, Maker
 from mach.channels.liveends import LiveReceiver, LiveSender
 from mach.channels.meeting import Meeting, Session
 from mach.channels.sessionstore import SessionStore
-from mach.errors import ChannelError, MachError
+from mach.errors import ChannelError
 
 _LOOK_S = 0.02
 """How often a link that is down looks for its neighbour."""
@@ -35,7 +35,10 @@ _GLANCE_S = 1.0
 _LONGEST_PAUSE_S = 1.0
 """The pause after a failure doubles from one to the next, up to this."""
 _CLOSE_S = 10.0
-"""Longest that closing waits for the link's threads."""
+"""Longest that closing waits for the link's thread."""
+_GIVEN_UP_S = 1.0
+"""The same for a thread that is connecting to a neighbour that died after it had told its address:
+gloo waits 5 connect_s for its call."""
 
 
 class LiveLink:
@@ -53,7 +56,7 @@ class LiveLink:
         bell: Bell,
         on_refused: Callable[[str], None] = lambda text: None,
         on_store_lost: Callable[[], None] = lambda: None,
-        connect_s: float = 5.0,
+        connect_s: float = 3.0,
     ) -> None:
         """
         Args:
@@ -119,7 +122,7 @@ class LiveLink:
         if self._thread is not current_thread():
             self._thread.join(_CLOSE_S)
         for builder in self._given_up:
-            builder.join(_CLOSE_S)
+            builder.join(_GIVEN_UP_S)
 
     # --- on the link's own thread ----------------------------------------------------------------
 
@@ -189,8 +192,8 @@ class LiveLink:
             self._wake.wait(_GLANCE_S)
         with self._lock:
             self._detach()
-        ends.abort()
         self._bell.ring()
+        ends.abort()
 
     def _overtaken(self, session: Session) -> bool:
         """Whether the neighbour has given this session up without our seeing the edges break."""
@@ -266,8 +269,8 @@ class _Builder(Thread):
     def run(self) -> None:
         try:
             ends = self._make(self._given_up)
-        except (MachError, RuntimeError) as error:
-            self.error = str(error)
+        except Exception as error:  # whatever it is, the next attempt may do better
+            self.error = f"{type(error).__name__}: {error}"
         else:
             with self._lock:
                 self._ends = ends

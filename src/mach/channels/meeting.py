@@ -17,6 +17,7 @@ fits no ticket any more.
 from __future__ import annotations
 
 import json
+import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -59,12 +60,14 @@ class Meeting:
         self._child, self._me = link.child == component, component
         self.neighbour = link.parent if self._child else link.child
         self._life, self._attempt, self._answers = life, 0, ""
+        # Two that say they live the same life, by whoever's mistake, have different tickets.
+        self._mark = secrets.token_hex(2)
         edges = [edge for edge in (link.up, link.down) if edge is not None]
         self._hello = {edge.name: hello_of(edge, identity) for edge in edges}
 
     @property
     def _ticket(self) -> str:
-        return f"{self._life}.{self._attempt}"
+        return f"{self._life}.{self._attempt}.{self._mark}"
 
     def begin(self) -> None:
         """Begin a new attempt."""

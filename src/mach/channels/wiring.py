@@ -24,7 +24,7 @@ from mach.channels.memory import memory_channel
 from mach.config import TransportConfig
 from mach.shapes import TensorSpec
 
-_CONNECT_S = {"gloo": 5.0, "nccl": 60.0}
+_CONNECT_S = {"gloo": 3.0, "nccl": 60.0}
 """Longest that neighbours who have agreed may take to connect; NCCL sets up a communicator."""
 
 

@@ -1,0 +1,419 @@
+"""What do the measurements say? From the JSON to the README's tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from growth import is_falling
+
+SECTIONS = ("deaths", "slow", "latency", "accuracy", "soak")
+_DASH = "–"
+_LEAST, _PAUSE_MS, _BACK_S, _POINTS = 0.95, 200.0, 5.0, 0.5
+"""Steps/s kept; longest pause beside a microbatch; time to come back; accuracy."""
+_MOST_MIB, _MOST_COUNT = 5.0, 1.0
+"""What a process may differ by, late in the soak from early, and still not have grown."""
+_QUIET = 1.1
+"""Most that the undisturbed runs of a quiet machine differ by, from one round to another."""
+_COMPUTE = (
+    "A microbatch takes {pace:g} ms or more at every component: a third of it in the forward, two "
+    "thirds in the backward, by sleeping. There is next to no compute."
+)
+
+Row = list[str]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Every table that `result` has the measurements for."""
+    sections = [name for name in SECTIONS if name in result]
+    blocks = ["## Result", _aims(result)]
+    for name in sections:
+        blocks += _WRITE[name](result[name])
+    return "\n\n".join([*blocks, _environment(result, sections)])
+
+
+# --- aims -----------------------------------------------------------------------------------------
+
+
+def _aims(result: dict[str, Any]) -> str:
+    rows = [row for name in SECTIONS if name in result for row in _AIMS[name](result[name])]
+    return table(["", "measured", "aim", "met"], rows)
+
+
+def _aim(
+    what: str, value: float, digits: int, sign: str, bound: float, trusted: bool = True
+) -> Row:
+    holds = value >= bound if sign == "≥" else value <= bound
+    met = ("yes" if holds else "**no**") if trusted else "machine not quiet"
+    return [what, f"{value:.{digits}f}", f"{sign} {bound:g}", met]
+
+
+def _yes(what: str, value: str, aim: str, holds: bool) -> Row:
+    return [what, value, aim, "yes" if holds else "**no**"]
+
+
+def _deaths_aims(section: dict[str, Any]) -> Iterator[Row]:
+    yield from _kept(section, "one killed")
+    pauses = [one["pause_ms"] for _, _, one, _ in _survivors(section)]
+    bound = _PAUSE_MS + section["settings"]["pace_ms"]
+    trusted = is_quiet(section)
+    what = "one killed: longest pause of any other, ms (200 and a microbatch)"
+    yield _aim(what, max(pauses), 0, "≤", bound, trusted)
+    ages = [one["return"]["age_s"] for one in _victims(section)]
+    what = "one killed: s from the start of its new process until it trains, connected; longest"
+    yield _aim(what, max(ages), 1, "≤", _BACK_S, trusted)
+
+
+def _slow_aims(section: dict[str, Any]) -> Iterator[Row]:
+    factor = section["settings"]["factor"]
+    yield from _kept(section, f"one {factor:g} times slower")
+
+
+def _kept(section: dict[str, Any], what: str) -> Iterator[Row]:
+    trusted = is_quiet(section)
+    for kind, words in (("before", "before"), ("undisturbed", "in the undisturbed run")):
+        worst = min(_median(ratios) for ratios in kept(section, kind).values())
+        text = f"{what}: steps/s of the others, of their own {words}; worst of all pairs"
+        yield _aim(text, worst, 3, "≥", _LEAST, trusted)
+
+
+def _latency_aims(section: dict[str, Any]) -> Iterator[Row]:
+    for variant in ("free", "delayed"):
+        ratios = of_no_latency(section, variant)
+        worst = min(ratios, key=lambda latency: _median(ratios[latency]))
+        what = f"latency, {variant}: steps/s, of those at 0 ms; worst ({worst} ms)"
+        yield _aim(what, _median(ratios[worst]), 3, "≥", _LEAST)
+
+
+def _accuracy_aims(section: dict[str, Any]) -> Iterator[Row]:
+    lost = [_points_lost(pair) for pair in section["seeds"]]
+    what = f"one killed: top-exit accuracy lost on MNIST, points; worst of {len(lost)} seeds"
+    yield _aim(what, max(lost), 2, "≤", _POINTS)
+    yield _aim("the same, mean of the seeds", statistics.mean(lost), 2, "≤", _POINTS)
+
+
+def _soak_aims(section: dict[str, Any]) -> Iterator[Row]:
+    for key, words, most in (
+        ("rss_mib", "MiB of memory", _MOST_MIB),
+        ("fds", "file descriptors", _MOST_COUNT),
+        ("threads", "threads", _MOST_COUNT),
+    ):
+        grown = list(_grown(section, key))
+        if grown:
+            yield _aim(f"soak: growth of any process, {words}", max(grown), 1, "≤", most)
+    kills, deaths, returns = (section[key] for key in ("kills", "deaths", "returns"))
+    lost = len(section["lost"])
+    holds = lost == 0 and kills == deaths == returns and section["left_behind"] == 0
+    text = f"{lost} of {deaths} deaths"
+    yield _yes("soak: components lost", text, "0", holds)
+    falling = sum(is_falling(losses) for losses in section["losses"])
+    all_of_them = len(section["losses"])
+    text = f"{falling} of {all_of_them}"
+    yield _yes("soak: components whose loss fell to the end", text, "all", falling == all_of_them)
+
+
+# --- deaths and slow ------------------------------------------------------------------------------
+
+
+def is_quiet(section: dict[str, Any]) -> bool:
+    """Whether the undisturbed runs of all rounds were about as fast as each other."""
+    for rates in zip(*(_undisturbed(one, "rate") for one in section["rounds"]), strict=True):
+        if max(rates) > _QUIET * min(rates):
+            return False
+    return True
+
+
+def kept(section: dict[str, Any], of: str) -> dict[tuple[int, int], list[float]]:
+    """Steps/s of a survivor while another is dead or slow, by victim and survivor.
+
+    Args:
+        of: before (its own), or undisturbed (the same stretch of that run).
+    """
+    found: dict[tuple[int, int], list[float]] = {}
+    for victim, k, own, calm in _survivors(section):
+        other = own["before"] if of == "before" else calm["during"]
+        if other:  # the undisturbed run may not have been watched for so long
+            found.setdefault((victim, k), []).append(own["during"] / other)
+    return found
+
+
+def _survivors(section: dict[str, Any]) -> Iterator[tuple[int, int, Any, Any]]:
+    """Victim, survivor, what was measured of it, and in the undisturbed run."""
+    for one in _victims(section):
+        for k, (own, calm) in enumerate(zip(one["components"], one["undisturbed"], strict=True)):
+            if k != one["victim"]:
+                yield one["victim"], k, own, calm
+
+
+def _victims(section: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for one in section["rounds"]:
+        yield from one["victims"]
+
+
+def _undisturbed(one: dict[str, Any], key: str) -> list[float]:
+    return [component[key] for component in one["undisturbed"]]
+
+
+def _deaths(section: dict[str, Any]) -> list[str]:
+    rows = []
+    by_victim = _by_victim(section)
+    for victim, runs in by_victim.items():
+        row = [f"component {victim}"]
+        for key, digits in (("age_s", 1), ("away_s", 1), ("connected_s", 1), ("steps_lost", 0)):
+            row.append(_spread([one["return"][key] for one in runs], digits))
+        rows.append(row)
+    head = ["killed", "s from process start to connected", "s without a step"]
+    head += ["s from death to connected", "steps taken again"]
+    return [*_disturbed(section, "Killed", "killed"), table(head, rows)]
+
+
+def _slow(section: dict[str, Any]) -> list[str]:
+    factor = section["settings"]["factor"]
+    return _disturbed(section, f"Made {factor:g} times slower", "slow")
+
+
+def _disturbed(section: dict[str, Any], title: str, word: str) -> list[str]:
+    settings = section["settings"]
+    quiet = [] if is_quiet(section) else [_NOT_QUIET]
+    compute = _COMPUTE.format(pace=settings["pace_ms"])
+    cores = _spread([one["cores_busy"] for one in section["rounds"]], 2)
+    text = (
+        f"Median (least .. most) of {len(section['rounds'])} rounds; ratios are taken within one. "
+        f"{compute} The undisturbed run keeps {cores} of {section['environment']['cores']} cores "
+        f"busy. Before and after: {settings['before_s']:g} and {settings['after_s']:g} s."
+    )
+    head = [word, "component", "steps/s before", "during", "after", "during, of before"]
+    head += ["during, of the undisturbed run", "longest pause, ms"]
+    rows = [_calm_row(section, k) for k in range(len(section["rounds"][0]["undisturbed"]))]
+    for victim, runs in _by_victim(section).items():
+        for k in range(len(runs[0]["components"])):
+            rows.append(_row(runs, victim, k))
+    return [f"### {title}", text, *quiet, table(head, rows)]
+
+
+_NOT_QUIET = (
+    "**The machine was not quiet**: the undisturbed runs themselves differed by more than a tenth "
+    "from round to round, so nothing here can be trusted."
+)
+
+
+def _calm_row(section: dict[str, Any], k: int) -> Row:
+    rates = [_undisturbed(one, "rate")[k] for one in section["rounds"]]
+    pauses = [_undisturbed(one, "pause_ms")[k] for one in section["rounds"]]
+    row = ["nobody", str(k), _spread(rates, 1), _DASH, _DASH, _DASH, _DASH]
+    return [*row, _spread(pauses, 0)]
+
+
+def _row(runs: list[dict[str, Any]], victim: int, k: int) -> Row:
+    own = [one["components"][k] for one in runs]
+    cells = [_spread(_known(one[key] for one in own), 1) for key in ("before", "during", "after")]
+    row = [str(victim), f"**{k}**" if k == victim else str(k), *cells]
+    if k == victim:
+        return [*row, _DASH, _DASH, _spread(_known(one["pause_ms"] for one in own), 0)]
+    calm = [one["undisturbed"][k]["during"] for one in runs]
+    ratios = [a["during"] / a["before"] for a in own]
+    others = [a["during"] / b for a, b in zip(own, calm, strict=True) if b]
+    pauses = [one["pause_ms"] for one in own]
+    return [*row, _spread(ratios, 3), _spread(others, 3), _spread(pauses, 0)]
+
+
+def _by_victim(section: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for one in _victims(section):
+        found.setdefault(one["victim"], []).append(one)
+    return dict(sorted(found.items()))
+
+
+# --- latency --------------------------------------------------------------------------------------
+
+
+def of_no_latency(section: dict[str, Any], variant: str) -> dict[str, list[float]]:
+    """Of each latency but none: speed over that without latency in the same round."""
+    found: dict[str, list[float]] = {}
+    for one in section["rounds"]:
+        for latency in one[variant]:
+            if latency != "0":
+                ratio = _slowest(one[variant][latency]) / _slowest(one[variant]["0"])
+                found.setdefault(latency, []).append(ratio)
+    return found
+
+
+def _slowest(measured: dict[str, Any]) -> float:
+    return min(float(one["microbatches_per_s"]) for one in measured["components"])
+
+
+def _latency(section: dict[str, Any]) -> list[str]:
+    rounds, settings = section["rounds"], section["settings"]
+    latencies = sorted(rounds[0]["free"], key=float)
+    speeds, ratios, shares = [], [], []
+    for variant in rounds[0]:
+        by_latency = of_no_latency(section, variant)
+        cells = [_spread([_slowest(r[variant][x]) for r in rounds], 1) for x in latencies]
+        speeds.append([variant, *cells])
+        kept = [_spread(by_latency[x], 3) if x in by_latency else "1" for x in latencies]
+        ratios.append([variant, *kept])
+    for what in ("imagined", "alone"):
+        cells = [_spread([_mean_share(r["free"][x], what) for r in rounds], 2) for x in latencies]
+        shares.append([f"free: part {what}", *cells])
+    chosen = rounds[0]["free"]
+    shares.append(["delay, microbatches a hop", *(str(chosen[x]["delay"]) for x in latencies)])
+    shares.append(["credits", *(str(chosen[x]["credits"]) for x in latencies)])
+    text = (
+        f"Every edge crosses the link; M = {settings['accumulate']}; "
+        f"{settings['latency_s']:g} s of each, {len(rounds)} rounds. "
+        f"{_COMPUTE.format(pace=settings['pace_ms'])}"
+    )
+    columns = [f"{latency} ms" for latency in latencies]
+    return [
+        "### Latency on every edge, each way",
+        text,
+        table(["microbatches/s of the slowest component", *columns], speeds),
+        table(["of the same at 0 ms", *columns], ratios),
+        table(["free and delayed", *columns], shares),
+    ]
+
+
+def _mean_share(measured: dict[str, Any], what: str) -> float:
+    """Of the components that can: the bottom never imagines, the top is never alone."""
+    components = measured["components"]
+    those = components[1:] if what == "imagined" else components[:-1]
+    return statistics.mean(one[what] for one in those)
+
+
+# --- accuracy and soak ----------------------------------------------------------------------------
+
+
+def _points_lost(pair: dict[str, Any]) -> float:
+    return float(pair["undisturbed"]["accuracy"] - pair["killed"]["accuracy"]) * 100
+
+
+def _accuracy(section: dict[str, Any]) -> list[str]:
+    rows = []
+    for seed, pair in enumerate(section["seeds"]):
+        calm, killed = pair["undisturbed"], pair["killed"]
+        rows.append(
+            [
+                str(seed),
+                f"{calm['accuracy'] * 100:.2f}",
+                f"component {killed['victim']}",
+                f"{killed['accuracy'] * 100:.2f}",
+                f"{_points_lost(pair):+.2f}",
+                f"{calm['wall_s']:.0f} / {killed['wall_s']:.0f}",
+            ]
+        )
+    head = ["seed", "undisturbed, %", "killed at the middle", "with it, %", "lost, points"]
+    text = (
+        f"MNIST, top exit, {section['steps']:,} steps of 4 microbatches of 16, real compute; one "
+        "death at the middle of the run."
+    )
+    return ["### Accuracy after a death", text, table([*head, "s without / with"], rows)]
+
+
+def _grown(section: dict[str, Any], key: str) -> Iterator[float]:
+    for kind in ("lasting", "lives"):
+        for changes in section[kind].values():
+            if changes[key] is not None:
+                yield changes[key][1] - changes[key][0]
+
+
+def _soak(section: dict[str, Any]) -> list[str]:
+    rows = []
+    for kind, words in (
+        ("lasting", "second fifth .. last"),
+        ("lives", "10 to 20 s old: 1st half .. 2nd"),
+    ):
+        for role, changes in section[kind].items():
+            cells = [_from_to(changes[key], digits) for key, digits in _DIGITS]
+            within = section["within"].get(role, {}).get("rss_mib") or []
+            grows = _spread(within, 2) if within else _DASH
+            rows.append([role, words, *cells, grows])
+    head = ["process", "compared", "RSS, MiB", "file descriptors", "threads"]
+    losses = [
+        [f"component {k}", *(f"{loss:.4f}" for loss in losses), f"{steps:,}"]
+        for k, (losses, steps) in enumerate(zip(section["losses"], section["steps"], strict=True))
+    ]
+    minutes = section["seconds_seen"] / 60
+    text = (
+        f"{minutes:.1f} minutes, a random component killed every 20 s: {section['kills']} kills, "
+        f"{section['deaths']} deaths and {section['returns']} returns seen by the launcher, "
+        f"{section['left_behind']} processes left behind. The last column is a component's own "
+        "growth after it is 20 s old, over its lives of 45 s and more."
+    )
+    blocks = ["### Soak", text, "![soak](soak.png)"]
+    blocks.append(table([*head, "MiB a minute within a life"], rows))
+    if losses and len(losses[0]) == 5:
+        blocks.append(table(["median loss", "1st third", "2nd", "3rd", "steps"], losses))
+    return blocks
+
+
+_COMPARED = (("lasting", "second fifth .. last"), ("lives", "10 to 20 s old: 1st half .. 2nd"))
+_DIGITS = (("rss_mib", 1), ("fds", 0), ("threads", 0))
+
+
+def _from_to(change: list[float] | None, digits: int) -> str:
+    return _DASH if change is None else f"{change[0]:.{digits}f} .. {change[1]:.{digits}f}"
+
+
+# --- environment ----------------------------------------------------------------------------------
+
+
+def _environment(result: dict[str, Any], sections: Sequence[str]) -> str:
+    lines = ["## Environment", ""]
+    rows = []
+    for name in sections:
+        e = result[name]["environment"]
+        machine = (
+            f"- {e['cpu']}, {e['cores']} cores; {e['system']}; Python {e['python']}, "
+            f"torch {e['torch']}"
+        )
+        if machine not in lines:
+            lines.append(machine)
+        commit = (e["commit"] or "none yet")[:12] + " with changes" * e["changed"]
+        seconds = f"{result[name]['seconds']:,}"
+        rows.append([name, f"`{e['command']}`", commit, e["date"], f"{e['load']:.2f}", seconds])
+    lines.append("- mlp of width 16, digits, one compute thread each, unless a section says more")
+    head = ["section", "command", "commit", "date", "load at the start", "s it took"]
+    return "\n".join([*lines, "", table(head, rows)])
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    """As Markdown."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return _DASH
+    low, middle, high = min(values), statistics.median(values), max(values)
+    if len(values) == 1:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
+
+
+_AIMS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "deaths": _deaths_aims,
+    "slow": _slow_aims,
+    "latency": _latency_aims,
+    "accuracy": _accuracy_aims,
+    "soak": _soak_aims,
+}
+_WRITE: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "deaths": _deaths,
+    "slow": _slow,
+    "latency": _latency,
+    "accuracy": _accuracy,
+    "soak": _soak,
+}
