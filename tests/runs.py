@@ -30,7 +30,7 @@ LONG = [*SMALL, "steps=100", "checkpoint.every=20", "report.every=10"]
 def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, optimizer state, random state, of all components."""
     tensors: dict[str, torch.Tensor] = {}
-    for folder in sorted(checkpoint.glob("component-*")):
+    for folder in sorted(checkpoint.glob("component-*/")):
         stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
         part = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)

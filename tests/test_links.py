@@ -305,7 +305,6 @@ def test_where_no_gradient_travels_the_child_still_hears_that_its_parent_went(st
     while link.up:
         assert bell.wait(DEADLINE_S)
     assert not child.to_parent.alive
-    link.close()
 
 
 def test_a_link_without_a_neighbour_is_down_and_takes_nothing(store):
@@ -317,7 +316,6 @@ def test_a_link_without_a_neighbour_is_down_and_takes_nothing(store):
     assert not channels.to_parent.offer(train(0), payload(0))
     assert channels.from_parent.poll() is None
     assert channels.from_parent.newest is None
-    link.close()
 
 
 def test_a_closed_link_stays_closed_and_its_neighbour_sees_it_break(both):
@@ -383,7 +381,6 @@ def test_a_neighbour_that_dies_while_it_connects_is_awaited_again(store, bear, m
         echoes(channels, bell, life + 1)
         kill(living)
         until(lambda: not link.up, DEADLINE_S)
-    link.close()
     assert min(took) < RECONNECT_S  # the best: the others are this machine's load
 
 
@@ -405,7 +402,6 @@ def test_a_neighbour_killed_at_any_moment_comes_back_with_its_next_life(store, b
         if not life % 2:
             noticed.append(time.monotonic() - killed)
         until(lambda: not channels.to_parent.offer(train(0), payload(0)), DEADLINE_S)
-    link.close()
     print(f"seconds to connect {took}, to notice {noticed}")
     assert min(took) < RECONNECT_S
     assert min(noticed) < RECONNECT_S
@@ -445,7 +441,6 @@ def test_a_neighbour_that_hangs_stalls_nobody_and_is_replaced(store, bear):
     until(lambda: link.up, DEADLINE_S)
     echoes(channels, bell, 1)
     assert link.connects == 2
-    link.close()
 
 
 # --- a neighbour that means another link ----------------------------------------------------------
@@ -482,8 +477,6 @@ def test_a_neighbour_that_differs_is_refused_by_both_once_and_the_right_one_let_
     assert poll(parent.from_child, parent_bell)[0] == train(0)
     assert len(refused) == 1
     assert link.last_error == ""
-    link.close()
-    right.close()
 
 
 # --- the store, resources, strangers --------------------------------------------------------------
@@ -548,7 +541,6 @@ def test_neighbours_that_are_killed_leave_nothing_behind(store, bear):
         until(lambda: not link.up, DEADLINE_S)
         until(lambda: process.num_threads() <= threads + 1, DEADLINE_S)
         until(lambda: process.num_fds() <= files + 1, DEADLINE_S)
-    link.close()
 
 
 def test_a_link_listens_on_loopback_and_bears_strangers(both):

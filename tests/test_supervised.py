@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runs import SMALL, lines, result
+from mach.report.jsonl import Follower
+from runs import SMALL, result
 from spawn import TRAIN, Command, assert_none_left, kill, rank_of, run, until
 
 pytestmark = pytest.mark.timeout(400)
@@ -27,14 +28,9 @@ ALL = (0, 1, 2)
 
 def steps_of(folder: Path) -> list[int]:
     """The last step that each component has logged; 0 before the first."""
-    run_dir = folder / "run"
-    logged = [
-        [line["step"] for line in lines(run_dir, k)]
-        if (run_dir / f"component-{k}.jsonl").exists()
-        else []
-        for k in ALL
-    ]
-    return [max(steps, default=0) for steps in logged]
+    # A line is sometimes seen before all of it is written; the follower leaves that for later.
+    logs = [Follower(folder / "run" / f"component-{k}.jsonl").read() for k in ALL]
+    return [max((line["step"] for line in log), default=0) for log in logs]
 
 
 def saved_steps(folder: Path, k: int) -> list[int]:
@@ -49,9 +45,8 @@ def has_begun(folder: Path) -> bool:
 
 def events(folder: Path, kind: str) -> list[dict]:
     """What the supervisor has told of this kind."""
-    path = folder / "run" / "events.jsonl"
-    told = path.read_text().splitlines() if path.exists() else []
-    return [line for line in map(json.loads, told) if line["event"] == kind]
+    told = Follower(folder / "run" / "events.jsonl").read()
+    return [line for line in told if line["event"] == kind]
 
 
 def tree(started: Command) -> list[psutil.Process]:

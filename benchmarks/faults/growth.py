@@ -15,8 +15,8 @@ from statistics import median
 WHAT = ("rss_mib", "fds", "threads")
 BIN_S = 5.0
 """Of the looks at a process within so many seconds one sample is kept."""
-YOUNG_S = (10.0, 20.0)
-"""The age at which lives are compared."""
+YOUNG_S = (14.0, 20.0)
+"""The age at which lives are compared: they have come up, and not yet been killed again."""
 LONG_S = 45.0
 """Lives at least as old as this are compared with themselves at YOUNG_S."""
 
@@ -72,7 +72,8 @@ def of_lives(samples: Sequence[Sample], role: str, what: str) -> Change | None:
     """Of a component's processes at the same age: those begun in the first half of the run, and
     those begun in the second."""
     end_s = max((sample.t_s for sample in samples), default=0.0)
-    early, late = [], []
+    early: list[float] = []
+    late: list[float] = []
     for life in _lives(samples, role):
         young = _young(life)
         if young:
@@ -82,13 +83,12 @@ def of_lives(samples: Sequence[Sample], role: str, what: str) -> Change | None:
 
 
 def within_lives(samples: Sequence[Sample], role: str, what: str) -> list[float]:
-    """Of each long life of a component: growth per minute since it was young."""
+    """Of each long life of a component: growth since it was young."""
     found = []
     for life in _lives(samples, role):
-        young, old = _young(life), [one for one in life if one.age_s >= life[-1].age_s - 5.0]
+        young, old = _young(life), [one for one in life if one.age_s >= life[-1].age_s - 6.0]
         if young and life[-1].age_s >= LONG_S:
-            minutes = (_median(old, "age_s") - _median(young, "age_s")) / 60
-            found.append((_median(old, what) - _median(young, what)) / minutes)
+            found.append(_median(old, what) - _median(young, what))
     return found
 
 

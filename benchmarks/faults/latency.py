@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from running import RANK, Process, Run, started
+from running import RANK, Process, started
 from settings import (
     COMPONENTS,
     Settings,
@@ -26,7 +26,7 @@ from settings import (
     overrides,
     turns,
 )
-from timeline import Window, rate, share, training_since
+from timeline import Lines, Window, rate, share, training_since
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from netns import WIRE, Machine, two_machines, why_not
@@ -56,24 +56,25 @@ def measure_round(
 
 def measure(settings: Settings, variant: str, latency_ms: float) -> dict[str, Any]:
     """Microbatches per second of one variant at one latency."""
-    with two_machines(latency_ms) as machines:
-        start = _ranks(settings, variant, latency_ms, machines)
-        with started(start) as run:
-            run.until(lambda: training_since(run.logs) is not None)
-            since_s = training_since(run.logs)
-            assert since_s is not None
-            window = Window(since_s + settings.settle_s, 0.0)
-            window = Window(window.begin_s, window.begin_s + settings.latency_s)
-            run.watch(window.end_s)
-            _last_line(run, window)
-            return {
-                "delay": enough_delay(latency_ms, settings.pace_ms),
-                "credits": enough_credits(latency_ms, settings.pace_ms),
-                "components": [_measured(lines, window, settings) for lines in run.logs],
-            }
+    with (
+        two_machines(latency_ms) as machines,
+        started(_ranks(settings, variant, latency_ms, machines)) as run,
+    ):
+        run.until(lambda: training_since(run.logs) is not None)
+        since_s = training_since(run.logs)
+        assert since_s is not None
+        begin_s = since_s + settings.settle_s
+        window = Window(begin_s, begin_s + settings.latency_s)
+        # To the first line beyond: a step may take a second, and its part counts.
+        run.until(lambda: all(lines[-1].time_s >= window.end_s for lines in run.logs))
+    return {
+        "delay": enough_delay(latency_ms, settings.pace_ms),
+        "credits": enough_credits(latency_ms, settings.pace_ms),
+        "components": [_measured(lines, window, settings) for lines in run.logs],
+    }
 
 
-def _measured(lines: Any, window: Window, settings: Settings) -> dict[str, float]:
+def _measured(lines: Lines, window: Window, settings: Settings) -> dict[str, float]:
     steps_per_s = rate(lines, window)
     assert steps_per_s is not None
     return {
@@ -81,11 +82,6 @@ def _measured(lines: Any, window: Window, settings: Settings) -> dict[str, float
         "imagined": share(lines, window, "imagined", settings.accumulate),
         "alone": share(lines, window, "alone", settings.accumulate),
     }
-
-
-def _last_line(run: Run, window: Window) -> None:
-    """A step may take seconds here: follow to the first beyond the window, to count its part."""
-    run.until(lambda: all(lines[-1].time_s >= window.end_s for lines in run.logs))
 
 
 def _ranks(

@@ -51,8 +51,8 @@ def main() -> None:
         loss_fn=lambda logits, y: F.cross_entropy(logits, y) / count,
         scale_grads=False,
     )
-    stage.forward_one_chunk = paced(stage.forward_one_chunk, settings.pace_ms / 3e3)
-    stage.backward_one_chunk = paced(stage.backward_one_chunk, settings.pace_ms / 1.5e3)
+    for function, share in (("forward_one_chunk", 1 / 3), ("backward_one_chunk", 2 / 3)):
+        setattr(stage, function, paced(getattr(stage, function), share * settings.pace_ms / 1e3))
     with (folder / f"component-{k}.jsonl").open("w", buffering=1) as log:
         for step in range(config.steps):
             x, y = batches.train(step)

@@ -19,8 +19,9 @@ class Settings:
     """Components that are killed or slowed down, each in a run of its own."""
     pace_ms: float = 20.0
     """Least time of a microbatch at every component: it sleeps for what its compute leaves."""
-    settle_s: float = 2.0
-    """From the moment that all components train, not counted."""
+    settle_s: float = 3.0
+    """From the moment that all components train, not counted: a process that uses a gradient, or
+    saves, for the first time, loads more of torch."""
     before_s: float = 4.0
     """Counted before something goes wrong."""
     slow_s: float = 5.0
@@ -44,7 +45,7 @@ class Settings:
 
 QUICK = Settings(
     victims=(1,),
-    settle_s=1.0,
+    settle_s=2.0,
     before_s=2.0,
     slow_s=2.0,
     away_s=3.0,
@@ -69,8 +70,8 @@ def network(settings: Settings) -> dict[str, object]:
 
 
 QUIET = {"report.wandb": "off", "report.progress": "false"}
-LONGER_THAN_WATCHED = {"steps": 20_000, "checkpoint.every": 100}
-"""The runs are stopped when enough was seen."""
+LONGER_THAN_WATCHED = {"steps": 20_000, "checkpoint.every": 50}
+"""The runs are stopped when enough was seen. The first save is over before anything counts."""
 
 
 def paced(settings: Settings) -> dict[str, object]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from statistics import mean, median
 from typing import Any
 
-from growth import is_falling
+from cells import DASH, Row, known, spread, table
+from growth import LONG_S, is_falling
 
 SECTIONS = ("deaths", "slow", "latency", "accuracy", "soak")
-_DASH = "–"
 _LEAST, _PAUSE_MS, _BACK_S, _POINTS = 0.95, 200.0, 5.0, 0.5
 """Steps/s kept; longest pause beside a microbatch; time to come back; accuracy."""
-_MOST_MIB, _MOST_COUNT = 5.0, 1.0
-"""What a process may differ by, late in the soak from early, and still not have grown."""
+_MOST_MIB, _MOST_COUNT = 5.0, 2.0
+"""What a process may differ by, late from early, and still not have grown: with a death every 20 s
+even a little that is lost at each would be more."""
 _QUIET = 1.1
 """Most that the undisturbed runs of a quiet machine differ by, from one round to another."""
 _COMPUTE = (
@@ -21,13 +22,12 @@ _COMPUTE = (
     "thirds in the backward, by sleeping. There is next to no compute."
 )
 
-Row = list[str]
-
 
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
     sections = [name for name in SECTIONS if name in result]
-    blocks = ["## Result", _aims(result)]
+    rows = [row for name in sections for row in aims(name, result[name])]
+    blocks = ["## Result", table(["", "measured", "aim", "met"], rows)]
     for name in sections:
         blocks += _WRITE[name](result[name])
     return "\n\n".join([*blocks, _environment(result, sections)])
@@ -36,9 +36,9 @@ def markdown(result: dict[str, Any]) -> str:
 # --- aims -----------------------------------------------------------------------------------------
 
 
-def _aims(result: dict[str, Any]) -> str:
-    rows = [row for name in SECTIONS if name in result for row in _AIMS[name](result[name])]
-    return table(["", "measured", "aim", "met"], rows)
+def aims(name: str, section: dict[str, Any]) -> list[Row]:
+    """What a section says of its aims: what, measured, aim, met."""
+    return list(_AIMS[name](section))
 
 
 def _aim(
@@ -73,7 +73,7 @@ def _slow_aims(section: dict[str, Any]) -> Iterator[Row]:
 def _kept(section: dict[str, Any], what: str) -> Iterator[Row]:
     trusted = is_quiet(section)
     for kind, words in (("before", "before"), ("undisturbed", "in the undisturbed run")):
-        worst = min(_median(ratios) for ratios in kept(section, kind).values())
+        worst = min(median(ratios) for ratios in kept(section, kind).values())
         text = f"{what}: steps/s of the others, of their own {words}; worst of all pairs"
         yield _aim(text, worst, 3, "≥", _LEAST, trusted)
 
@@ -81,16 +81,16 @@ def _kept(section: dict[str, Any], what: str) -> Iterator[Row]:
 def _latency_aims(section: dict[str, Any]) -> Iterator[Row]:
     for variant in ("free", "delayed"):
         ratios = of_no_latency(section, variant)
-        worst = min(ratios, key=lambda latency: _median(ratios[latency]))
+        worst = min(ratios, key=lambda latency: median(ratios[latency]))
         what = f"latency, {variant}: steps/s, of those at 0 ms; worst ({worst} ms)"
-        yield _aim(what, _median(ratios[worst]), 3, "≥", _LEAST)
+        yield _aim(what, median(ratios[worst]), 3, "≥", _LEAST)
 
 
 def _accuracy_aims(section: dict[str, Any]) -> Iterator[Row]:
     lost = [_points_lost(pair) for pair in section["seeds"]]
     what = f"one killed: top-exit accuracy lost on MNIST, points; worst of {len(lost)} seeds"
     yield _aim(what, max(lost), 2, "≤", _POINTS)
-    yield _aim("the same, mean of the seeds", statistics.mean(lost), 2, "≤", _POINTS)
+    yield _aim("the same, mean of the seeds", mean(lost), 2, "≤", _POINTS)
 
 
 def _soak_aims(section: dict[str, Any]) -> Iterator[Row]:
@@ -161,7 +161,7 @@ def _deaths(section: dict[str, Any]) -> list[str]:
     for victim, runs in by_victim.items():
         row = [f"component {victim}"]
         for key, digits in (("age_s", 1), ("away_s", 1), ("connected_s", 1), ("steps_lost", 0)):
-            row.append(_spread([one["return"][key] for one in runs], digits))
+            row.append(spread([one["return"][key] for one in runs], digits))
         rows.append(row)
     head = ["killed", "s from process start to connected", "s without a step"]
     head += ["s from death to connected", "steps taken again"]
@@ -177,7 +177,7 @@ def _disturbed(section: dict[str, Any], title: str, word: str) -> list[str]:
     settings = section["settings"]
     quiet = [] if is_quiet(section) else [_NOT_QUIET]
     compute = _COMPUTE.format(pace=settings["pace_ms"])
-    cores = _spread([one["cores_busy"] for one in section["rounds"]], 2)
+    cores = spread([one["cores_busy"] for one in section["rounds"]], 2)
     text = (
         f"Median (least .. most) of {len(section['rounds'])} rounds; ratios are taken within one. "
         f"{compute} The undisturbed run keeps {cores} of {section['environment']['cores']} cores "
@@ -201,21 +201,21 @@ _NOT_QUIET = (
 def _calm_row(section: dict[str, Any], k: int) -> Row:
     rates = [_undisturbed(one, "rate")[k] for one in section["rounds"]]
     pauses = [_undisturbed(one, "pause_ms")[k] for one in section["rounds"]]
-    row = ["nobody", str(k), _spread(rates, 1), _DASH, _DASH, _DASH, _DASH]
-    return [*row, _spread(pauses, 0)]
+    row = ["nobody", str(k), spread(rates, 1), DASH, DASH, DASH, DASH]
+    return [*row, spread(pauses, 0)]
 
 
 def _row(runs: list[dict[str, Any]], victim: int, k: int) -> Row:
     own = [one["components"][k] for one in runs]
-    cells = [_spread(_known(one[key] for one in own), 1) for key in ("before", "during", "after")]
+    cells = [spread(known(one[key] for one in own), 1) for key in ("before", "during", "after")]
     row = [str(victim), f"**{k}**" if k == victim else str(k), *cells]
     if k == victim:
-        return [*row, _DASH, _DASH, _spread(_known(one["pause_ms"] for one in own), 0)]
+        return [*row, DASH, DASH, spread(known(one["pause_ms"] for one in own), 0)]
     calm = [one["undisturbed"][k]["during"] for one in runs]
     ratios = [a["during"] / a["before"] for a in own]
     others = [a["during"] / b for a, b in zip(own, calm, strict=True) if b]
     pauses = [one["pause_ms"] for one in own]
-    return [*row, _spread(ratios, 3), _spread(others, 3), _spread(pauses, 0)]
+    return [*row, spread(ratios, 3), spread(others, 3), spread(pauses, 0)]
 
 
 def _by_victim(section: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
@@ -249,12 +249,12 @@ def _latency(section: dict[str, Any]) -> list[str]:
     speeds, ratios, shares = [], [], []
     for variant in rounds[0]:
         by_latency = of_no_latency(section, variant)
-        cells = [_spread([_slowest(r[variant][x]) for r in rounds], 1) for x in latencies]
+        cells = [spread([_slowest(r[variant][x]) for r in rounds], 1) for x in latencies]
         speeds.append([variant, *cells])
-        kept = [_spread(by_latency[x], 3) if x in by_latency else "1" for x in latencies]
+        kept = [spread(by_latency[x], 3) if x in by_latency else "1" for x in latencies]
         ratios.append([variant, *kept])
     for what in ("imagined", "alone"):
-        cells = [_spread([_mean_share(r["free"][x], what) for r in rounds], 2) for x in latencies]
+        cells = [spread([_mean_share(r["free"][x], what) for r in rounds], 2) for x in latencies]
         shares.append([f"free: part {what}", *cells])
     chosen = rounds[0]["free"]
     shares.append(["delay, microbatches a hop", *(str(chosen[x]["delay"]) for x in latencies)])
@@ -278,7 +278,7 @@ def _mean_share(measured: dict[str, Any], what: str) -> float:
     """Of the components that can: the bottom never imagines, the top is never alone."""
     components = measured["components"]
     those = components[1:] if what == "imagined" else components[:-1]
-    return statistics.mean(one[what] for one in those)
+    return mean(one[what] for one in those)
 
 
 # --- accuracy and soak ----------------------------------------------------------------------------
@@ -311,22 +311,25 @@ def _accuracy(section: dict[str, Any]) -> list[str]:
 
 
 def _grown(section: dict[str, Any], key: str) -> Iterator[float]:
+    """Of every process that is compared with itself or with another life of it."""
     for kind in ("lasting", "lives"):
         for changes in section[kind].values():
             if changes[key] is not None:
                 yield changes[key][1] - changes[key][0]
+    for growths in section["within"].values():
+        yield from growths[key]
 
 
 def _soak(section: dict[str, Any]) -> list[str]:
     rows = []
     for kind, words in (
         ("lasting", "second fifth .. last"),
-        ("lives", "10 to 20 s old: 1st half .. 2nd"),
+        ("lives", "14 to 20 s old, 1st half .. 2nd"),
     ):
         for role, changes in section[kind].items():
             cells = [_from_to(changes[key], digits) for key, digits in _DIGITS]
             within = section["within"].get(role, {}).get("rss_mib") or []
-            grows = _spread(within, 2) if within else _DASH
+            grows = spread(within, 2) if within else DASH
             rows.append([role, words, *cells, grows])
     head = ["process", "compared", "RSS, MiB", "file descriptors", "threads"]
     losses = [
@@ -338,21 +341,21 @@ def _soak(section: dict[str, Any]) -> list[str]:
         f"{minutes:.1f} minutes, a random component killed every 20 s: {section['kills']} kills, "
         f"{section['deaths']} deaths and {section['returns']} returns seen by the launcher, "
         f"{section['left_behind']} processes left behind. The last column is a component's own "
-        "growth after it is 20 s old, over its lives of 45 s and more."
+        f"growth once it has come up, over its lives of {LONG_S:g} s and more."
     )
     blocks = ["### Soak", text, "![soak](soak.png)"]
-    blocks.append(table([*head, "MiB a minute within a life"], rows))
+    blocks.append(table([*head, "MiB within a life"], rows))
     if losses and len(losses[0]) == 5:
         blocks.append(table(["median loss", "1st third", "2nd", "3rd", "steps"], losses))
     return blocks
 
 
-_COMPARED = (("lasting", "second fifth .. last"), ("lives", "10 to 20 s old: 1st half .. 2nd"))
+_COMPARED = (("lasting", "second fifth .. last"), ("lives", "14 to 20 s old, 1st half .. 2nd"))
 _DIGITS = (("rss_mib", 1), ("fds", 0), ("threads", 0))
 
 
 def _from_to(change: list[float] | None, digits: int) -> str:
-    return _DASH if change is None else f"{change[0]:.{digits}f} .. {change[1]:.{digits}f}"
+    return DASH if change is None else f"{change[0]:.{digits}f} .. {change[1]:.{digits}f}"
 
 
 # --- environment ----------------------------------------------------------------------------------
@@ -375,32 +378,6 @@ def _environment(result: dict[str, Any], sections: Sequence[str]) -> str:
     lines.append("- mlp of width 16, digits, one compute thread each, unless a section says more")
     head = ["section", "command", "commit", "date", "load at the start", "s it took"]
     return "\n".join([*lines, "", table(head, rows)])
-
-
-# --- cells ----------------------------------------------------------------------------------------
-
-
-def table(head: Row, rows: Iterable[Row]) -> str:
-    """As Markdown."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return _DASH
-    low, middle, high = min(values), statistics.median(values), max(values)
-    if len(values) == 1:
-        return f"{middle:.{digits}f}"
-    return f"{middle:.{digits}f} ({low:.{digits}f} .. {high:.{digits}f})"
 
 
 _AIMS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {

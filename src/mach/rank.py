@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from mach.topology import gpu_of, share_cores, transport_of
 # that point-to-point sends never use (NVIDIA/nccl issue 2077).
 _NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
 _LOOK_S = 0.02
+"""Time between two looks for those who have not come up yet."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,19 @@ class StoreAddress:
 
 
 def join_supervised(address: StoreAddress, component: int, size: int, timeout_s: float) -> Rank:
-    """Join the run whose supervisor started this process."""
+    """Join the run whose supervisor started this process.
+
+    Raises:
+        ConfigError: the store at this address is of another run.
+    """
     timeout = timedelta(seconds=timeout_s)
     store = dist.TCPStore(address.host, address.port, is_master=False, timeout=timeout)
+    hosted = store.get("run").decode()
+    if hosted != address.run:
+        raise ConfigError(
+            f"component {component} has run {address.run}; the store at "
+            f"{address.host}:{address.port} has run {hosted}. It was sent to the wrong store."
+        )
     return Rank(
         index=component,
         size=size,
@@ -126,37 +138,34 @@ def muster(store: dist.Store, index: int, size: int, timeout_s: float) -> int:
     Raises:
         ChannelTimeoutError: they did not all come.
     """
-    deadline = time.monotonic() + timeout_s
     if index > 0:
         word = uuid.uuid4().hex
         store.set(f"call/{index}", word)
-        _await(store, [f"answer/{word}"], timeout_s, "component 0")
+        _until(lambda: store.check([f"answer/{word}"]), timeout_s, lambda: "component 0")
         start = int(store.get(f"answer/{word}"))
         store.set(f"heard/{start}/{index}", "1")
         return start
     start = store.add("starts", 1) - 1
     missing = set(range(1, size))
-    while missing:
+
+    def all_heard() -> bool:
         for other in sorted(missing):
             if store.check([f"call/{other}"]):
                 store.set(f"answer/{store.get(f'call/{other}').decode()}", str(start))
             if store.check([f"heard/{start}/{other}"]):
                 missing.remove(other)
-        if missing and time.monotonic() > deadline:
-            raise _did_not_come(f"components {sorted(missing)}", timeout_s)
-        time.sleep(_LOOK_S)
+        return not missing
+
+    _until(all_heard, timeout_s, lambda: f"components {sorted(missing)}")
     return start
 
 
-def _await(store: dist.Store, keys: list[str], timeout_s: float, who: str) -> None:
-    try:
-        store.wait(keys, timedelta(seconds=timeout_s))
-    except dist.DistStoreError as error:
-        raise _did_not_come(who, timeout_s) from error
-
-
-def _did_not_come(who: str, timeout_s: float) -> ChannelTimeoutError:
-    return ChannelTimeoutError(f"{who} did not come up; waited {timeout_s:g} s")
+def _until(seen: Callable[[], bool], timeout_s: float, who: Callable[[], str]) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not seen():
+        if time.monotonic() > deadline:
+            raise ChannelTimeoutError(f"{who()} did not come up; waited {timeout_s:g} s")
+        time.sleep(_LOOK_S)
 
 
 def store_host() -> str | None:
@@ -195,7 +204,9 @@ def transport(rank: Rank, config: Config) -> str:
         return own
     keys = [f"transport/{rank.restarts}/{k}" for k in range(rank.size)]
     rank.store.set(keys[rank.index], own)
-    _await(rank.store, keys, config.transport.start_timeout_s, "all other components")
+    _until(
+        lambda: rank.store.check(keys), config.transport.start_timeout_s, lambda: "other components"
+    )
     return own if {rank.store.get(key).decode() for key in keys} == {own} else "gloo"
 
 

@@ -41,7 +41,8 @@ class Beat:
     """Grows with everything it does; a number that stands still is a component that hangs."""
     step: int = 0
     state: str = "starting"
-    """starting, training, done (it goes on serving its neighbours) or stopping."""
+    """starting, training, saving, done (it goes on serving its neighbours), stopping or publishing
+    (it writes the run's result)."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """What it dropped, imagined and so on, in this life."""
 

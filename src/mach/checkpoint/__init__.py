@@ -12,6 +12,7 @@ writes the manifest.
 from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
 from mach.checkpoint.saving import complete, save, seal, write_manifest
+from mach.checkpoint.state import dcp as warm_up
 
 __all__ = [
     "Checkpoint",
@@ -26,5 +27,6 @@ __all__ = [
     "save",
     "seal",
     "verify",
+    "warm_up",
     "write_manifest",
 ]

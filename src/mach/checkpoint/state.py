@@ -32,7 +32,7 @@ def weights_of(component: Component) -> dict[str, Tensor]:
 
 
 def dcp() -> ModuleType:
-    """torch.distributed.checkpoint, imported at the first save: it takes a second, at no start."""
+    """torch.distributed.checkpoint, imported when it is needed: it takes a second, at no start."""
     import torch.distributed.checkpoint
 
     return torch.distributed.checkpoint

@@ -6,6 +6,7 @@ reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,12 @@ from mach.session.seat import Seat
 from mach.trainer import evaluate
 
 
-def publish(seat: Seat, roster: Roster) -> None:
-    """Write the run's result, if that falls to this component."""
+def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> None:
+    """Write the run's result, if that falls to this component.
+
+    Args:
+        beat: called every now and then while it evaluates.
+    """
     size = seat.config.components
     alive = [k for k in range(size) if not roster.is_gone(k)]
     if seat.rank.index != alive[0]:
@@ -30,6 +35,7 @@ def publish(seat: Seat, roster: Roster) -> None:
         seat.task,
         seat.device,
         windows=seat.config.student.enabled,
+        beat=beat,
     )
     outcomes = [_outcome(roster, k, scores[k]) for k in range(size)]
     result = result_of(

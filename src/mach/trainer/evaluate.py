@@ -6,7 +6,7 @@ room for the weights of the whole network, without optimizers and without activa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,12 +22,14 @@ def evaluate(
     device: torch.device,
     *,
     windows: bool,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[dict[int, dict[str, float]]]:
     """Evaluate on the whole test split.
 
     Args:
         components: the chain; None for one that never saved anything.
         windows: evaluate windows, beside the chain's exits.
+        beat: called after each batch; whoever watches sees that this goes on.
 
     Returns:
         For each component its results by origin: 0 is the chain, j >= 1 the window that begins at
@@ -47,4 +49,5 @@ def evaluate(
                 h = component.infer(h)
                 score = scores[k].setdefault(origin, Score(device))
                 score.add(component.predict(h), component.targets(y))
+        beat()
     return [{origin: s.result(task) for origin, s in of_k.items()} for of_k in scores]
