@@ -109,8 +109,9 @@ class _TimedReceiver(Receiver):
 
     @property
     def next_arrival_s(self) -> float:
-        """When the next frame is here; infinity where none is on its way."""
-        return self._wire.frames[0][0] if self._wire.frames else float("inf")
+        """When the next frame is here; infinity where none is on its way, or the edge is cut."""
+        wire = self._wire
+        return wire.frames[0][0] if wire.frames and not wire.cut else float("inf")
 
     def ready(self) -> bool:
         return self.next_arrival_s <= self._clock.now()
