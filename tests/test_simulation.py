@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clouds import clouds, make
-from mach.schedule import Move
-from mach.trainer import Simulation
+from mach.schedule import Flush, Move
+from mach.trainer import FreeWorker, Simulation, moves
 
 STEPS, M = 60, 2
 MICROBATCHES = STEPS * M
@@ -217,3 +217,23 @@ def test_feedback_zero_trains_on_local_losses_and_calls_none_alone():
     for k in range(3):
         assert life(simulation, k).worker.counts["alone"] == 0
         assert life(simulation, k).worker.backwards >= MICROBATCHES
+
+
+def test_a_component_that_begins_when_the_run_is_over_does_nothing():
+    """It died while it served and came back after the last of the others was done: the news was
+    there before its worker, and was once forgotten, so that it served for ever."""
+    simulation = simulate()
+    one = life(simulation, 1)
+    worker = FreeWorker(
+        1,
+        one.component,
+        one.worker.channels,
+        simulation.batches,
+        simulation.device,
+        config=simulation.config,
+        life=1,
+        clock=one.clock,
+        over=lambda: True,
+    )
+    assert list(moves(simulation.config, worker, 0, 3)) == []
+    assert list(moves(simulation.config, worker, 0, STEPS)) == [Flush(STEPS)]

@@ -83,6 +83,7 @@ class _Life:
         self._life = self._roster.enter(seat.rank.index, at_least=before + 1)
         self._bell = Bell()
         self._state = "starting"
+        self._over = False
         self._stopped_by = ""
         self._worker: FreeWorker | None = None
         self._saved = seat.first_step
@@ -110,6 +111,7 @@ class _Life:
                 config=config,
                 life=self._life,
                 clock=_BellClock(self._bell),
+                over=lambda: self._over,  # the run may be over before there is a worker
             )
             _warm_up()
             self._await_neighbours(channels)
@@ -175,7 +177,7 @@ class _Life:
             return
         deadline = time.monotonic() + self._seat.config.transport.start_timeout_s
         for link in channels.links:
-            while not (link.up or self._worker_is_over() or self._roster.is_gone(link.neighbour)):
+            while not (link.up or self._over or self._roster.is_gone(link.neighbour)):
                 if time.monotonic() > deadline:
                     self._say(f"component {link.neighbour} did not come up; going on without it")
                     break
@@ -184,10 +186,6 @@ class _Life:
     def _drop_links(self, for_s: float) -> None:
         for link in self._channels.links:
             link.drop(for_s)
-
-    def _worker_is_over(self) -> bool:
-        assert self._worker is not None
-        return self._worker.over
 
     def _go_on(self) -> None:
         """Show that this component does something."""
@@ -228,11 +226,10 @@ class _Life:
         )
 
     def _end(self, why: str = "") -> None:
-        """Let the training loop end. From another thread, or a signal handler."""
+        """Let the training loop end. From another thread."""
         self._stopped_by = self._stopped_by or why
-        if self._worker is not None:
-            self._worker.over = True
-            self._bell.ring()
+        self._over = True
+        self._bell.ring()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -242,7 +239,7 @@ class _Life:
         # Not `_end`: the bell's lock may be held by the very code this interrupts. The loop looks
         # by itself at least every half second.
         self._stopped_by = self._stopped_by or name
-        self._worker.over = True
+        self._over = True
 
     def _say(self, text: str) -> None:
         who = f"component {self._seat.rank.index}"

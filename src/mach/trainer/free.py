@@ -7,7 +7,7 @@ that is all it takes to draw the same samples here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,13 +60,18 @@ class FreeWorker(Worker):
         config: Config,
         life: int,
         clock: Clock,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Args as for a `Worker`, and
+
+        life: which life of this component it is.
+        over: whether nobody needs this component any more; asked before every move.
+        """
         super().__init__(index, component, channels, batches, device)
         self.life = life
         self.serving = False
         """All steps are taken: it computes for its neighbours and trains no more."""
-        self.over = False
-        """Set from outside, when nobody needs this component any more."""
+        self.over = over
         self.progress = 0
         """Grows with every action."""
         self.backwards = 0
@@ -274,7 +279,7 @@ def moves(
     step, points = first_step, set(schedule.flush_points(config.steps, config.save_every))
     if step == config.steps:  # it was done, and died while it served
         yield Flush(step)
-    while not worker.over:
+    while not worker.over():
         before = worker.backwards
         yield worker.decide()
         if worker.backwards == before or worker.backwards % config.accumulate:

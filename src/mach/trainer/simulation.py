@@ -28,6 +28,7 @@ from mach.results import Outcome, result_of
 from mach.schedule import Move
 from mach.trainer.assemble import Assembly
 from mach.trainer.evaluate import evaluate
+from mach.trainer.faults import in_thirds
 from mach.trainer.free import FreeWorker, moves
 from mach.trainer.loop import Trainer
 
@@ -180,7 +181,7 @@ class Life:
         self.component.resume(saved.step)
 
     def _spend_time(self, simulation: Simulation, k: int) -> None:
-        """Let forward and backward take a third and two thirds of a microbatch's time."""
+        """Let a microbatch take its time on the clock."""
 
         def timed(function: Callable[..., Any], share: float) -> Callable[..., Any]:
             def spending(*arguments: Any, **options: Any) -> Any:
@@ -189,9 +190,7 @@ class Life:
 
             return spending
 
-        component = self.component
-        component.forward = timed(component.forward, 1 / 3)  # type: ignore[method-assign]
-        component.backward = timed(component.backward, 2 / 3)  # type: ignore[method-assign]
+        in_thirds(self.component, timed)
 
 
 @dataclass(frozen=True)
