@@ -414,6 +414,7 @@ def test_edges_give_back_their_threads_sockets_and_memory():
         timeout=100,
         capture_output=True,
         text=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # else the C library keeps some
     )
     assert done.returncode == 0, done.stderr
 
@@ -422,8 +423,7 @@ def come_and_go():
     """Tolerance: one thread or file (a pool's, the interpreter's), and 8 MB, which is 40 kB an
     edge: one that kept its slots would cost 4 MB.
 
-    And six edges of 200. Known defect: of a hundred edges that are aborted at once at both ends
-    about one keeps a receiving thread, which gloo does not wake (two threads, four files).
+    A frame is on its way at the end of each edge, sometimes too long for the socket's buffer.
     """
     torch.set_num_threads(1)
     store = a_store()
@@ -431,11 +431,12 @@ def come_and_go():
 
     def one(number):
         bells = (Bell(), Bell())
-        edge = Edge(1, 2, TensorSpec((256, 1024)), 2)
+        shape = (256, 1024) if number % 10 else (4096, 1024)
+        edge = Edge(1, 2, TensorSpec(shape), 2)
         sender, receiver, _, _ = both_ends(
             "gloo", edge, 20.0, bells, [dist.PrefixStore(str(number), s) for s in (store, second)]
         )
-        sender.send(train(0), torch.zeros(256, 1024))
+        sender.send(train(0), torch.zeros(shape))
         for end in (sender, receiver) if number % 2 else (receiver, sender):
             end.abort()
 
@@ -445,15 +446,9 @@ def come_and_go():
     for number in range(20, 220):
         one(number)
 
-    stuck = 6
-
     def has_given_back() -> bool:  # threads end a moment after the edge does
         now = resources()
-        return (
-            now[0] <= threads + 1 + 2 * stuck
-            and now[1] <= files + 1 + 4 * stuck
-            and now[2] <= memory + 8 * 2**20 + stuck * 4 * 2**20
-        )
+        return now[0] <= threads + 1 and now[1] <= files + 1 and now[2] <= memory + 8 * 2**20
 
     until(has_given_back, 20, lambda: f"had {(threads, files, memory)}, has {resources()}")
 

@@ -255,8 +255,10 @@ class Slot:
     def __init__(self, payload: TensorSpec, pinned: bool = False) -> None:
         size = HEADER_BYTES + payload.nbytes
         self.buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
-        self._fields = self.buffer[:HEADER_BYTES].view(torch.int64).numpy()
-        self.payload = self.buffer[HEADER_BYTES:].view(payload.dtype).view(payload.shape)
+        self.parts = (self.buffer[HEADER_BYTES:], self.buffer[:HEADER_BYTES])
+        """The same bytes in two messages, of which the short one goes last."""
+        self._fields = self.parts[1].view(torch.int64).numpy()
+        self.payload = self.parts[0].view(payload.dtype).view(payload.shape)
 
     @property
     def header(self) -> Header:

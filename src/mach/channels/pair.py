@@ -21,8 +21,8 @@ from mach.channels.listen import LOOPBACK, gloo_device
 from mach.errors import ChannelError
 
 SOURCE, TARGET = 0, 1
-FRAMES, _WATCH, _NEVER = 0, 1, 2
-"""Tags: frames, and two that nobody sends on."""
+FRAMES, RECEIPTS, _WATCH, _NEVER = range(4)
+"""Tags: what the source sends, what the target sends, and two that nobody sends on."""
 FOREVER = timedelta(days=365)
 """What the edge's threads wait for; the deadlines are the training thread's."""
 _ABORT_S = 5.0
@@ -61,29 +61,24 @@ class Wire:
         assert self._pair is not None, "an aborted edge is not used"
         return self._pair
 
-    def start(self, name: str, run: Callable[[], None]) -> None:
-        """Call `run` on a thread of the edge's own; what it raises breaks the edge.
+    def start(self, name: str, run: Callable[[], None]) -> Thread:
+        """Call `run` on a thread of the edge's own; what it raises breaks the edge."""
 
-        An end may wait for nothing on the wire (a sender that is idle, a receiver whose frames
-        nobody takes) and then would not see its neighbour go. Where somebody wants to hear of
-        changes, a second thread listens on a tag that nobody sends on.
-        """
-
-        def guarded(run: Callable[[], None]) -> None:
+        def guarded() -> None:
             try:
                 run()
             except BaseException as error:
                 self.broke(error)
 
-        listen = [self._listen] if self._on_change is not None else []
-        for what, wait in zip((name, f"watch {name}"), (run, *listen), strict=False):
-            thread = Thread(target=guarded, args=(wait,), name=what, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        thread = Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the edge's thread to end."""
-        self._threads[0].join(timeout_s)
+    def listen(self) -> None:
+        """Wait, for ever, on a tag that nobody sends on: until the connection breaks."""
+        byte = torch.zeros(1, dtype=torch.uint8)
+        self.pair.recv([byte], 1 - self._rank, _WATCH).wait(FOREVER)
 
     def hear(self) -> None:
         """Tell whoever listens that something has changed."""
@@ -112,10 +107,6 @@ class Wire:
         if self.error is not None:
             self.error.__traceback__ = None  # its frames would hold the pair
         self._pair = None  # closes the sockets: here, as it takes 10 ms, not on the training thread
-
-    def _listen(self) -> None:
-        byte = torch.zeros(1, dtype=torch.uint8)
-        self.pair.recv([byte], 1 - self._rank, _WATCH).wait(FOREVER)
 
 
 def connect_pair(
