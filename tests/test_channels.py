@@ -632,25 +632,29 @@ from mach.channels import Edge, Header, Kind
 from mach.channels.gloo import GlooReceiver, GlooSender
 from mach.shapes import TensorSpec
 port, sending = int(sys.argv[1]), sys.argv[2] == "sends"
+on_change = (lambda: None) if sys.argv[3] == "live" else None
 store = dist.TCPStore("localhost", port)
 edge, cpu = Edge(1, 2, TensorSpec((4, 5)), 2), torch.device("cpu")
 if sending:
-    end = GlooSender(edge, store, cpu, 20, 20)
+    end = GlooSender(edge, store, cpu, 20, 20, on_change=on_change)
     end.send(Header(Kind.TRAIN, 0), torch.ones(4, 5))
 else:
-    end = GlooReceiver(edge, store, cpu, 20, 20)
+    end = GlooReceiver(edge, store, cpu, 20, 20, on_change=on_change)
 store.set("up", "")
 sys.stdin.read()
 """
+
+
+def a_neighbour(store, does, edge):
+    command = [sys.executable, "-c", NEIGHBOUR, str(store.port), does, edge]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("neighbour", ["sends", "receives"])
 def test_an_idle_end_hears_of_a_kill_9_and_gives_back_what_it_had(neighbour):
     store = a_store()
     threads = set(threading.enumerate())
-    process = subprocess.Popen(
-        [sys.executable, "-c", NEIGHBOUR, str(store.port), neighbour], stdin=subprocess.PIPE
-    )
+    process = a_neighbour(store, neighbour, "live")
     bell = Bell()
     try:
         kind = GlooReceiver if neighbour == "sends" else GlooSender
@@ -670,9 +674,7 @@ def test_an_idle_end_hears_of_a_kill_9_and_gives_back_what_it_had(neighbour):
 @pytest.mark.parametrize("neighbour", ["sends", "receives"])
 def test_a_neighbour_killed_by_kill_9_is_noticed_at_once_and_named(neighbour):
     store = a_store()
-    process = subprocess.Popen(
-        [sys.executable, "-c", NEIGHBOUR, str(store.port), neighbour], stdin=subprocess.PIPE
-    )
+    process = a_neighbour(store, neighbour, "ordered")
     try:
         kind = GlooReceiver if neighbour == "sends" else GlooSender
         end = kind(an_edge(), store, CPU, 20, 20)
