@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mach.component.losses import scale_gradient, target_loss
+from mach.component.modes import Modes
 from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.updates import Update
@@ -90,6 +91,8 @@ class Component:
             precision: `fp32`, or `bf16` for autocast.
         """
         self.body, self.head, self.student = body, head, student
+        self._chain_modes = Modes(body, head)
+        self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
         self._targets = targets
         self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
@@ -147,7 +150,7 @@ class Component:
             The gradient of its inputs times feedback [B, ...]; None where feedback is 0.
         """
         work = self.pending.pop(microbatch)
-        h = work.output if work.output is not None else self._run(self.body, work.inputs)
+        h = work.output if work.output is not None else self._replay(work.inputs)
         weight = 1.0 if alone else self._head_weight
         loss = self._head_loss(scale_gradient(h, weight), work.y)
         roots: list[Tensor] = [loss / self._accumulate]
@@ -167,8 +170,13 @@ class Component:
     def distil(self, x: Tensor, child: Tensor, y: Tensor) -> None:
         """Train the student on the activation `child` that has just come for the raw input `x`."""
         assert self.student is not None
+
+        def task_loss(imitated: Tensor) -> Tensor:
+            with self._chain_modes.uncounted():
+                return self._head_loss(self.body(imitated), y)
+
         with self._precision():
-            loss = self.student.distil(x, child, lambda h: self._head_loss(self.body(h), y))
+            loss = self.student.distil(x, child, task_loss)
         self.totals.student_loss += loss
         self.totals.distillations += 1
 
@@ -199,18 +207,21 @@ class Component:
     @torch.no_grad()
     def infer(self, inputs: Tensor) -> Tensor:
         """h for the child's activation, with nothing remembered."""
-        return self._run(self.body, inputs)
+        with self._modes.inference():
+            return self._run(self.body, inputs)
 
     @torch.no_grad()
     def imitate_child(self, x: Tensor) -> Tensor:
         """The student's guess at the child's activation: where a window begins."""
         assert self.student is not None
-        return self._run(self.student.network, x)
+        with self._modes.inference():
+            return self._run(self.student.network, x)
 
     @torch.no_grad()
     def predict(self, h: Tensor) -> Tensor:
         """Logits [N, C] of the head."""
-        return self._run(self.head, h)
+        with self._modes.inference():
+            return self._run(self.head, h)
 
     def targets(self, y: Tensor) -> Tensor:
         """The N targets of the head's logits."""
@@ -242,6 +253,10 @@ class Component:
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         with self._precision():
             return function(x)
+
+    def _replay(self, inputs: Tensor) -> Tensor:
+        with self._chain_modes.uncounted():
+            return self._run(self.body, inputs)
 
     def _head_loss(self, h: Tensor, y: Tensor) -> Tensor:
         return target_loss(self._run(self.head, h), self._targets(y))

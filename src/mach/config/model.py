@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from mach.config.checks import at_least
+from mach.config.checks import at_least, one_of
+from mach.errors import ConfigError
 
 
 @dataclass
@@ -15,12 +17,35 @@ class ModelConfig:
     blocks: int = 1
     """Blocks per component."""
     depth: int | None = None
-    """Blocks of the whole network, cut into nearly equal bodies; overrides `blocks`."""
+    """Blocks of the whole network; overrides `blocks`."""
+    balance: Any = "equal"
+    """Where the network is cut: equal (numbers of blocks), params, time (measured before the run),
+    or the number of blocks of each component, as in [3,2,2,2]. What params and time find is kept
+    in the run's config as such a list."""
+    compile: bool = False
+    """torch.compile body, head and student of every component."""
+    checkpointing: bool = False
+    """Keep no activations inside a body's blocks; compute them again in the backward pass."""
 
     def __post_init__(self) -> None:
         at_least("model.blocks", self.blocks, 1)
         if self.depth is not None:
             at_least("model.depth", self.depth, 1)
+        if isinstance(self.balance, str):
+            one_of("model.balance", self.balance, ("equal", "params", "time"))
+            return
+        sizes = self.balance
+        if not isinstance(sizes, list) or not all(type(n) is int and n > 0 for n in sizes):
+            raise ConfigError(
+                "model.balance: expected equal, params, time or a list of blocks per component, "
+                f"each 1 or more; got {sizes}"
+            )
+
+    def total(self, components: int) -> int:
+        """Blocks of the whole network, if it is cut into so many components."""
+        if isinstance(self.balance, list):
+            return sum(self.balance)
+        return components * self.blocks if self.depth is None else self.depth
 
 
 @dataclass

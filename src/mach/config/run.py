@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from mach.config.checks import at_least, one_of
 from mach.config.data import DataConfig, DigitsConfig
@@ -68,12 +68,7 @@ class Config:
             at_least(key, getattr(self, key), 1)
         for key in ("delay", "patience_ms", "feedback", "seed"):
             at_least(key, getattr(self, key), 0)
-        depth = self.model.depth
-        if depth is not None and depth < self.components:
-            raise ConfigError(
-                f"components: expected at most model.depth={depth}, one block each; "
-                f"got {self.components}. Ask for fewer components or a deeper model."
-            )
+        self._check_cut()
         if self.launch.name == "supervised" and self.schedule != "free":
             raise ConfigError(
                 "launch=supervised: expected schedule=free; got "
@@ -138,10 +133,32 @@ class Config:
         return self.checkpoint.every
 
     def bodies(self) -> list[range]:
-        """Blocks of each component, numbered through the network; the first take the rest."""
-        total = (
-            self.components * self.model.blocks if self.model.depth is None else self.model.depth
-        )
-        size, rest = divmod(total, self.components)
-        starts = [k * size + min(k, rest) for k in range(self.components + 1)]
-        return [range(a, b) for a, b in pairwise(starts)]
+        """Blocks of each component, numbered through the network.
+
+        Where `model.balance` gives no list, as equal as can be; the first take the rest.
+        """
+        sizes = self.model.balance
+        if not isinstance(sizes, list):
+            size, rest = divmod(self.model.total(self.components), self.components)
+            sizes = [size + (k < rest) for k in range(self.components)]
+        return [range(a, b) for a, b in pairwise(accumulate([0, *sizes]))]
+
+    def _check_cut(self) -> None:
+        depth, balance = self.model.depth, self.model.balance
+        if depth is not None and depth < self.components:
+            raise ConfigError(
+                f"components: expected at most model.depth={depth}, one block each; "
+                f"got {self.components}. Ask for fewer components or a deeper model."
+            )
+        if not isinstance(balance, list):
+            return
+        if len(balance) != self.components:
+            raise ConfigError(
+                f"model.balance: expected {self.components} numbers, one for each component; got "
+                f"{balance}. Set components={len(balance)}, or another list."
+            )
+        if depth is not None and sum(balance) != depth:
+            raise ConfigError(
+                f"model.balance: expected numbers that sum to model.depth={depth}; got {balance}, "
+                f"which is {sum(balance)}."
+            )
