@@ -16,7 +16,13 @@ from mach.launcher.compose import compose, conf_dir
 
 CONF = conf_dir()
 GROUPS = ("data", "faults", "launch", "method", "model", "optim", "report", "student", "transport")
-WITH_A_PATH = ("npz", "idx", "text")
+REQUIRED = {
+    **{name: ["data.path=FILE"] for name in ("npz", "idx", "text")},
+    "tokens": ["data.train=FILE", "data.vocabulary=9"],
+    "custom": ["model.factory=package.module:function"],
+}
+"""What some options cannot do without."""
+TOKENS = {"name": "tokens", "train": "x", "vocabulary": 9}
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -45,6 +51,14 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"data": {"name": "npz", "path": "x", "classes": 1}}, "data.classes: expected 2"),
         ({"data": {"name": "text", "path": "x", "context": 0}}, "data.context: expected 1"),
         ({"data": {"name": "text", "path": "x", "test_fraction": 1}}, "test_fraction: expected"),
+        ({"data": {"name": "text", "path": "x", "tokenizer": "tiktoken:"}}, "data.tokenizer: exp"),
+        ({"data": {"name": "text", "path": "x", "tokenizer": "word"}}, "byte, char or tiktoken:N"),
+        ({"data": {"name": "tokens", "train": "x"}}, "data.vocabulary: expected a value; got none"),
+        ({"data": TOKENS | {"vocabulary": 1}}, "data.vocabulary: expected 2 or more; got 1"),
+        ({"data": TOKENS | {"dtype": "float32"}}, "data.dtype: expected one of uint8, uint16, "),
+        ({"data": TOKENS | {"bytes_per_token": 0}}, "bytes_per_token: expected a number above 0"),
+        ({"data": {"name": "mnist", "timeout_s": 0}}, "data.timeout_s: expected 1 or more"),
+        ({"data": {"prefetch": -1}}, "data.prefetch: expected 0 or more; got -1"),
         ({"head": {"weight": -1}}, "head.weight: expected 0 or more"),
         ({"feedback": 0, "head": {"weight": 0}}, "head.weight: expected more than 0"),
         ({"student": {"mix": 1.5}}, "student.mix: expected 0 to 1; got 1.5"),
@@ -102,7 +116,7 @@ def test_a_config_comes_back_from_yaml_equal(config):
         {"launch": {"threads": 3, "max_restarts": 2}},
         {"report": {"every": 7, "wandb": "off"}},
         {"checkpoint": {"keep": 9}},
-        {"data": {"cache": "elsewhere"}},
+        {"data": {"cache": "elsewhere", "prefetch": 3}},
     ],
 )
 def test_what_changes_no_number_leaves_the_fingerprint(values):
@@ -185,7 +199,7 @@ def test_every_folder_of_conf_is_a_group_that_is_tested_here():
 @pytest.mark.parametrize("option", options())
 def test_every_option_of_every_group_composes(option):
     group, _, name = option.partition("=")
-    config = compose([option, *(["data.path=FILE"] if name in WITH_A_PATH else [])])
+    config = compose([option, *REQUIRED.get(name, [])])
     if group == "method":
         assert config.method == name
     elif group in ("model", "data", "launch", "optim", "transport"):

@@ -13,7 +13,8 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors shapes metrics config configfile topology schedule policy results introduce runfolder",
+    "errors shapes metrics config configfile topology schedule policy balance forecast results "
+    "introduce runfolder",
     "rank roster",
     "component",
     "models",
@@ -21,10 +22,11 @@ LINES = [
     "data optim",
     "trainer",
     "checkpoint",
+    "inference",
     "report",
     "launcher",
     "session",
-    "train cli",
+    "train generate cli api",
 ]
 """Imports point from lower lines to upper ones, or stay in their own."""
 
@@ -105,7 +107,7 @@ def test_what_answers_questions_does_not_import_torch():
         "configfile",
         "schedule",
         "introduce",
-        "runfolder",
+        "introduce runfolder",
         "topology",
         "cli",
     ):
@@ -125,7 +127,7 @@ def test_only_the_report_knows_wandb():
 
 
 def test_only_the_launcher_and_the_report_know_rich():
-    assert uses("rich") == {"launcher.app", "report.console"}
+    assert uses("rich") == {"launcher.app", "launcher.plan", "report.console", "report.plan"}
 
 
 ENVIRONMENT = {

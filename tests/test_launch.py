@@ -224,6 +224,7 @@ def test_a_component_that_is_killed_restarts_the_group_from_the_last_checkpoint(
         (["--version"], r"mach \d+\.\d+"),
         (["--help"], "mach train --help"),
         (["train", "--help"], "components"),
+        (["plan", "--help"], "how stale"),
         (["train", "--cfg", "job"], "microbatch_size: 16"),
         (["train", "delay=-1"], "expected 0 or more"),
     ],

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from clouds import clouds, make, weights
-from mach.channels import connect, links
+from mach.channels import connect
 from mach.data import Batches
 from mach.trainer import Assembly, Oracle, Trainer, Worker, program
 from mach.trainer.oracle import Quiet
@@ -52,7 +52,7 @@ def rank(index: int, port: int, folder: Path) -> None:
         assembly = Assembly(config, dataset.task)
         component, optimizers = assembly.component(index, CPU)
         channels = connect(
-            links(assembly.payloads(), config.credits, config.feedback),
+            assembly.links(CPU),
             index,
             dist.PrefixStore(f"case/{number}", store),
             CPU,

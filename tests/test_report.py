@@ -44,6 +44,7 @@ def record(step: int, **more: Any) -> dict[str, Any]:
         "lr": 1e-3,
         "staleness_steps": 2.0,
         "wait_child_ms": 0.0,
+        "wait_data_ms": 0.5,
         "wait_parent_ms": 1.5,
         "busy_fraction": 0.93,
         "samples_per_s": 2364.0,
@@ -678,6 +679,13 @@ def test_the_table_has_a_row_per_exit_and_window_and_marks_the_top() -> None:
 def test_the_table_of_a_language_model_has_bits_per_byte() -> None:
     rows = printed(result(bits_per_byte=2.5041))
     assert any("bits per byte" in row for row in rows)
+    assert "chain 0..1 (top exit) 2.504 0.1234 34,567 1.23 M" in rows
+
+
+def test_the_table_of_tokens_of_unknown_text_does_not_speak_of_bytes() -> None:
+    rows = printed(result(bits_per_token=2.5041))
+    assert any("bits per token" in row for row in rows)
+    assert not any("per byte" in row for row in rows)
     assert "chain 0..1 (top exit) 2.504 0.1234 34,567 1.23 M" in rows
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from clouds import clouds, make
 from mach import checkpoint, runfolder
-from mach.channels import connect_in_memory, links
+from mach.channels import connect_in_memory
 from mach.config import Config
 from mach.data import Batches, Dataset, open_dataset
 from mach.launcher.compose import compose
@@ -58,7 +58,7 @@ def chain(
     assembly = Assembly(config, dataset.task)
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
     store = dist.HashStore()
-    ends = connect_in_memory(links(assembly.payloads(), config.credits, config.feedback), 10.0)
+    ends = connect_in_memory(assembly.links(CPU), 10.0)
     trainers, reporters = [], []
     for k, channels in enumerate(ends):
         component, optimizers = assembly.component(k, CPU)
@@ -73,6 +73,7 @@ def chain(
             task=dataset.task,
             assembly=assembly,
             batches=batches,
+            tokenizer=dataset.tokenizer,
             component=component,
             optimizers=optimizers,
             start=start,

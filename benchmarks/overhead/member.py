@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pair import Peer
 from variants import synthetic
 
-from mach.channels import Channels, Link, connect, links
+from mach.channels import Channels, Link, connect
 from mach.component import Component
 from mach.config import Config
 from mach.data import Batches
@@ -37,7 +37,7 @@ def join(peer: Peer, key: str, config: Config, program: list[Action]) -> Member:
     dataset = synthetic()
     assembly = Assembly(config, dataset.task)
     component, optimizers = assembly.component(k, peer.device)
-    chain = links(assembly.payloads(), config.credits, config.feedback)
+    chain = assembly.links(peer.device)
     channels = connect(
         chain,
         k,

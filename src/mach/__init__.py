@@ -1,1 +1,17 @@
 """Train one deep network as a chain of components that never wait for each other."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mach.api import fit
+
+__all__ = ["fit"]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported at once: a rank imports mach twice, and `mach --help` is waited for.
+    if name == "fit":
+        from mach.api import fit
+
+        return fit
+    raise AttributeError(f"module 'mach' has no attribute {name!r}")

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mach.config import (
+    Cifar10Config,
     Config,
+    CustomConfig,
     DataConfig,
     DigitsConfig,
+    FashionMnistConfig,
+    GptConfig,
     IdxConfig,
     MlpConfig,
+    MnistConfig,
     ModelConfig,
     NpzConfig,
+    ResNetConfig,
     TextConfig,
+    TokensConfig,
     one_of,
 )
 from mach.errors import ConfigError
@@ -35,16 +42,27 @@ class Schema(Config):
     data: DataConfig = field(default_factory=DataConfig)
 
 
-MODELS: dict[str, type[ModelConfig]] = {"mlp": MlpConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "mlp": MlpConfig,
+    "gpt": GptConfig,
+    "resnet": ResNetConfig,
+    "custom": CustomConfig,
+}
 SOURCES: dict[str, type[DataConfig]] = {
     "digits": DigitsConfig,
     "npz": NpzConfig,
     "idx": IdxConfig,
     "text": TextConfig,
+    "tokens": TokensConfig,
+    "cifar10": Cifar10Config,
+    "mnist": MnistConfig,
+    "fashion_mnist": FashionMnistConfig,
 }
 
 # What may differ between the run that wrote a checkpoint and the run that goes on from it.
 _FREE = ("out", "resume", "transport", "launch", "report", "checkpoint", "eval", "method", "faults")
+
+_FREE_OF_DATA = ("cache", "prefetch", "timeout_s")
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
@@ -75,6 +93,40 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     return config
 
 
+Arguments = TypeVar("Arguments")
+
+
+def from_arguments(kind: type[Arguments], words: Sequence[str]) -> Arguments:
+    """Build and check a dataclass from the key=value words of a command line.
+
+    A value is read as its field's type says, and text is taken as it is: no sign in it is special.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing value, or a value that is refused.
+    """
+    types = get_type_hints(kind)
+    typed = OmegaConf.structured(kind)
+    text: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: expected key=value; got no =")
+        one_of("argument", key, tuple(types))
+        if str in (types[key], *get_args(types[key])):
+            text[key] = value
+            continue
+        try:
+            typed[key] = None if value == "null" else value
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    missing = sorted(OmegaConf.missing_keys(typed) - text.keys())
+    if missing:
+        raise ConfigError(f"{missing[0]}: expected a value; got none. Say {missing[0]}=..")
+    values = OmegaConf.to_container(typed)
+    assert isinstance(values, dict)
+    return kind(**{str(key): value for key, value in values.items()} | text)
+
+
 def from_yaml(text: str) -> Config:
     """Build and check a `Config` from what `to_yaml` wrote."""
     values = OmegaConf.to_container(OmegaConf.create(text))
@@ -102,7 +154,8 @@ def to_yaml(config: Config) -> str:
 def fingerprint(config: Config) -> str:
     """Hash of all that changes the numbers: the same on every rank and in every checkpoint."""
     values = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    values["data"] = {k: v for k, v in values["data"].items() if k != "cache"}
+    values["data"] = {k: v for k, v in values["data"].items() if k not in _FREE_OF_DATA}
     # These two move the flush points, and with them the numbers under `delayed`.
     values["flush"] = [config.save_every, config.eval.every]
+    values["wire_dtype"] = config.transport.wire_dtype  # of the transport, this one changes numbers
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,6 +23,11 @@ class DataError(MachError):
     exit_code = 2
 
 
+class FetchError(MachError):
+    """Something could not be fetched from the network. Its text continues a sentence of whoever
+    needed it."""
+
+
 class RunFolderError(MachError):
     """The run folder cannot be written, or already belongs to another run."""
 

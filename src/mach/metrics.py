@@ -21,9 +21,12 @@ class Task:
     sample: TensorSpec
     """One input: float32 features, or int64 tokens of shape [T]."""
     classes: int
-    """C: number of labels, or of different bytes."""
+    """C: number of labels, or of different tokens."""
     metric: str
-    """accuracy (fraction of labels guessed) or bits_per_byte."""
+    """accuracy (fraction of labels guessed), bits_per_byte, or bits_per_token where nobody knows
+    how much text a token is."""
+    bytes_per_target: float = 1.0
+    """Bytes of text behind one target, on average over the held-out part; for bits_per_byte."""
 
 
 class Score:
@@ -45,5 +48,7 @@ class Score:
         """Mean loss in nats per target, and the task's metric."""
         loss = self._loss.item() / self._targets
         if task.metric == "bits_per_byte":
-            return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+            return {"loss": loss, "bits_per_byte": loss / math.log(2) / task.bytes_per_target}
+        if task.metric == "bits_per_token":
+            return {"loss": loss, "bits_per_token": loss / math.log(2)}
         return {"loss": loss, "accuracy": self._correct.item() / self._targets}

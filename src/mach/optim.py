@@ -1,7 +1,8 @@
 """How does a component turn its gathered gradients into a step?
 
 Clip, set the rate, step: Muon for the matrices of the body and AdamW for the rest (the default),
-AdamW, or SGD, all of them torch's own.
+AdamW, or SGD, all of them torch's own. To Muon the kernel of a convolution is a matrix, too: one
+row for each of its output channels (Jordan et al., Muon, 2024).
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ class Optimizer:
             named: parameters by the name a checkpoint keeps them under.
             config: algorithm, rates, clipping.
             steps: optimizer steps of the run, over which rates are scheduled.
-            matrices: names of the parameters that Muon takes when it is asked for.
+            matrices: names of the parameters that Muon takes when it is asked for: matrices, and
+                kernels [out, in, ..].
             tau: staleness of their gradient in optimizer steps.
         """
         self._named = dict(named)
         self._config, self._steps, self._tau = config, steps, tau
         _spare_dynamo()
-        for_muon = [p for n, p in self._named.items() if n in matrices and config.name == "muon"]
-        taken = set(map(id, for_muon))
-        rest = [p for p in self._named.values() if id(p) not in taken]
+        taken = matrices if config.name == "muon" else frozenset()
+        self._kernels = {n: _Matrix(p) for n, p in self._named.items() if n in taken and p.ndim > 2}
+        # What the optimizers know of each parameter.
+        self._stepped = {**self._named, **{n: kernel.matrix for n, kernel in self._kernels.items()}}
+        for_muon = [p for n, p in self._stepped.items() if n in taken]
+        rest = [p for n, p in self._stepped.items() if n not in taken]
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         if for_muon:
             muon = torch.optim.Muon(
@@ -83,6 +88,8 @@ class Optimizer:
         if self._config.clip > 0:
             nn.utils.clip_grads_with_norm_(parameters, self._config.clip, norm)
         factor = self._factor(index)
+        for kernel in self._kernels.values():
+            kernel.hand_over()
         for optimizer, peak in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
@@ -103,7 +110,7 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor the optimizers remember, as `parameter name/key`."""
-        names = {id(p): n for n, p in self._named.items()}
+        names = {id(p): n for n, p in self._stepped.items()}
         return {
             f"{names[id(p)]}/{key}": value
             for optimizer, _ in self._optimizers
@@ -121,8 +128,30 @@ class Optimizer:
         owner = {id(p): o for o, _ in self._optimizers for g in o.param_groups for p in g["params"]}
         for name, value in state.items():
             parameter_name, _, key = name.rpartition("/")
-            parameter = self._named[parameter_name]
+            parameter = self._stepped[parameter_name]
             owner[id(parameter)].state[parameter][key] = value.to(parameter.device)
+
+
+class _Matrix:
+    """A kernel as Muon is to see it: one row for each output channel, in the same memory."""
+
+    def __init__(self, kernel: nn.Parameter) -> None:
+        self._kernel = kernel
+        # From the slowest axis to the fastest, which makes rows without a copy also of a kernel
+        # in channels_last. The order of its columns is nothing to Muon.
+        inner = sorted(range(1, kernel.ndim), key=kernel.stride, reverse=True)
+        self._axes = (0, *inner)
+        self.matrix = nn.Parameter(self._rows(kernel.detach()))
+        assert self.matrix.data_ptr() == kernel.data_ptr()
+
+    def hand_over(self) -> None:
+        """Move the gathered gradient from the kernel to the matrix."""
+        if self._kernel.grad is not None:
+            self.matrix.grad = self._rows(self._kernel.grad)
+            self._kernel.grad = None
+
+    def _rows(self, kernel: Tensor) -> Tensor:
+        return kernel.permute(self._axes).flatten(1)
 
 
 def student_config(config: OptimConfig, student: StudentConfig) -> OptimConfig:

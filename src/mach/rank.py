@@ -204,9 +204,7 @@ def transport(rank: Rank, config: Config) -> str:
         return own
     keys = [f"transport/{rank.restarts}/{k}" for k in range(rank.size)]
     rank.store.set(keys[rank.index], own)
-    _until(
-        lambda: rank.store.check(keys), config.transport.start_timeout_s, lambda: "other components"
-    )
+    _until(lambda: rank.store.check(keys), config.start_timeout_s, lambda: "other components")
     return own if {rank.store.get(key).decode() for key in keys} == {own} else "gloo"
 
 
@@ -225,6 +223,15 @@ def age_s() -> float:
     except OSError:
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes() -> int:
+    """Memory this process has in use by now (Linux; elsewhere 0)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_cores() -> list[int]:

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from mach.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -44,3 +46,24 @@ def output_spec(module: nn.Module, sample: TensorSpec) -> TensorSpec:
     with torch.no_grad():
         out = module(torch.empty((2, *sample.shape), dtype=sample.dtype, device="meta"))
     return TensorSpec(tuple(out.shape[1:]), out.dtype)
+
+
+def image_axes(who: str, sample: TensorSpec) -> tuple[int, int, int]:
+    """Channels, height and width of a sample that is an image, [H, W] or [C, H, W].
+
+    Raises:
+        ConfigError: it is none; opens with `who`, which asked for one.
+    """
+    shape = sample.shape
+    if not sample.dtype.is_floating_point or len(shape) not in (2, 3):
+        raise ConfigError(
+            f"{who}: expected images, [height, width] or [channels, height, width]; got samples of "
+            f"{sample}. Choose data of images, or store these with the shape they have."
+        )
+    channels, height, width = shape if len(shape) == 3 else (1, *shape)
+    if width in (1, 3, 4) and min(channels, height) > width:
+        raise ConfigError(
+            f"{who}: expected images of [channels, height, width]; got samples of {sample}, which "
+            f"look like images with their channels last. Store them as x.transpose(0, 3, 1, 2)."
+        )
+    return channels, height, width

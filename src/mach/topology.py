@@ -1,4 +1,4 @@
-"""Which cores, and which GPU, does each component get?"""
+"""Which cores, and which GPU, does each component get, and how many of them at a time?"""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def share_cores(
     own = tuple(available[start : start + share + (place < rest)])
     # The same number of threads everywhere: on CPU the numbers depend on it.
     return Cores(own if pin else None, threads or share)
+
+
+def lanes_of(cores: int, places: int, threads: int | None, gpus: int) -> int:
+    """How many of the components on one machine can compute at the same time.
+
+    Args:
+        cores: those this machine lets us use.
+        places: components on this machine.
+        threads: compute threads of each that are asked for; None takes the share.
+        gpus: GPUs they use; 0 on CPU.
+    """
+    if gpus:
+        return min(gpus, places)
+    each = threads or max(1, cores // places)
+    return max(1, min(places, cores // each))
 
 
 def gpu_of(place: int, gpus: int) -> int:

@@ -1,9 +1,11 @@
 """What is a channel, whatever carries it?
 
 A channel is one directed edge between neighbours: frames go in at the sender's end and come out at
-the receiver's end, in order, each exactly once. A frame has a fixed size: header and payload share
-one buffer. W frames (the credits) may be on their way; then the sender waits, so a slow consumer
-stops its producer and memory stays bounded.
+the receiver's end, in order, each exactly once. A frame is a header and a payload in one buffer,
+and its kind fixes its size: training payloads travel as `wire_dtype` says, those of an evaluation
+as they are, because they tell how good the network is, which need not meet a wire again. W frames
+(the credits) may be on their way; then the sender waits, so a slow consumer stops its producer and
+memory stays bounded.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from threading import Condition
 
 import torch
 from torch import Tensor
 
+from mach.channels.encoding import Encoding
 from mach.errors import ChannelError, ChannelTimeoutError, PeerLostError
 from mach.shapes import TensorSpec, spec_of
 
@@ -69,12 +73,30 @@ class Edge:
     """Whole payload, batch dimension included."""
     credits: int
     """W: frames that may be under way."""
+    wire_dtype: str = "float32"
+    """What a training payload is rounded to on its way (see mach.channels.encoding)."""
 
     @property
     def name(self) -> str:
         """`activations 1->2` or `gradients 2->1`, as errors and store keys have it."""
         what = "activations" if self.source < self.target else "gradients"
         return f"{what} {self.source}->{self.target}"
+
+    def encoding(self, kind: Kind) -> Encoding:
+        """What the payload of such a frame looks like on the wire."""
+        return self._exact if kind is Kind.EVALUATE else self._rounded
+
+    def frame_bytes(self, kind: Kind) -> int:
+        """Bytes of such a frame on the wire."""
+        return HEADER_BYTES + self.encoding(kind).nbytes
+
+    @cached_property
+    def _rounded(self) -> Encoding:
+        return Encoding(self.payload, self.wire_dtype)
+
+    @cached_property
+    def _exact(self) -> Encoding:
+        return Encoding(self.payload)
 
 
 @dataclass(frozen=True)
@@ -250,15 +272,23 @@ _MAGIC = 0x6D616368  # "mach"
 
 
 class Slot:
-    """One frame's buffer: 64 bytes of header, then the payload, in host memory."""
+    """Room for any frame of an edge, in host memory: 64 bytes of header, then the payload."""
 
-    def __init__(self, payload: TensorSpec, pinned: bool = False) -> None:
-        size = HEADER_BYTES + payload.nbytes
+    def __init__(self, edge: Edge, pinned: bool = False) -> None:
+        size = max(edge.frame_bytes(kind) for kind in Kind)
         self.buffer = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
         self.parts = (self.buffer[HEADER_BYTES:], self.buffer[:HEADER_BYTES])
         """The same bytes in two messages, of which the short one goes last."""
+        self.payload = self.parts[0]
+        self._edge = edge
         self._fields = self.parts[1].view(torch.int64).numpy()
-        self.payload = self.parts[0].view(payload.dtype).view(payload.shape)
+
+    def used(self, kind: Kind, in_parts: bool) -> tuple[Tensor, ...]:
+        """What a frame of this kind fills: in one message, or as `parts` has it."""
+        size = self._edge.frame_bytes(kind)
+        if in_parts:
+            return (self.buffer[HEADER_BYTES:size], self.parts[1])
+        return (self.buffer[:size],)
 
     @property
     def header(self) -> Header:
@@ -274,5 +304,5 @@ class Slot:
 
 
 def frame_bytes(payload: TensorSpec) -> int:
-    """Bytes of one frame on the wire."""
+    """Bytes of one frame on a wire that rounds nothing."""
     return HEADER_BYTES + payload.nbytes

@@ -2,7 +2,8 @@
 
 Traps this file avoids, all seen with torch 2.13:
 
-- a message longer than the posted receive aborts the receiving process: frames have one size;
+- a message longer than the posted receive aborts the receiving process: no frame is longer than a
+  slot. A shorter one fills the beginning of it;
 - a send completes only when the peer has posted its receive: W receives are posted ahead, and a
   receive is posted again only when its frame was taken out, so these *are* the credits;
 - `wait(timeout)` that times out closes every pair of the group: the deadlines are kept by the
@@ -34,9 +35,9 @@ from mach.channels.base import (
     Receiver,
     Sender,
     Slot,
-    frame_bytes,
     wait_until,
 )
+from mach.channels.encoding import Encoding
 from mach.channels.listen import LOOPBACK
 from mach.channels.pair import (
     FOREVER,
@@ -59,29 +60,33 @@ class _Staging:
         self.pinned = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self.pinned else None
 
-    def fill(self, slot: Slot, payload: Tensor) -> torch.cuda.Event | None:
-        """Copy a payload into a slot. The event, if any, tells when the copy is done."""
+    def fill(self, slot: Slot, payload: Tensor, encoding: Encoding) -> torch.cuda.Event | None:
+        """Write a payload into a slot. The event, if any, tells when that is done.
+
+        What is to be rounded is so on the device: less goes over the bus.
+        """
         if self._stream is None:
-            slot.payload.copy_(payload)
+            encoding.encode(payload, slot.payload)
             return None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            slot.payload.copy_(payload, non_blocking=True)
+            wire = encoding.to_wire(payload)
+            slot.payload[: encoding.nbytes].copy_(wire, non_blocking=True)
             payload.record_stream(self._stream)
             event = torch.cuda.Event()
             event.record(self._stream)
         return event
 
-    def take(self, slot: Slot) -> Tensor:
+    def take(self, slot: Slot, encoding: Encoding) -> Tensor:
         """A slot's payload on the device, in memory of its own; the slot is free on return."""
         if self._stream is None:
-            return slot.payload.clone()
+            return encoding.copy_out(slot.payload)
         # Only this copy is waited for, not the compute queued on the current stream.
         with torch.cuda.stream(self._stream):
-            payload = slot.payload.to(self._device, non_blocking=True)
+            wire = slot.payload[: encoding.nbytes].to(self._device, non_blocking=True)
         self._stream.synchronize()
-        payload.record_stream(torch.cuda.current_stream(self._device))
-        return payload
+        wire.record_stream(torch.cuda.current_stream(self._device))
+        return encoding.decode(wire)
 
 
 class GlooSender(Sender):
@@ -115,7 +120,7 @@ class GlooSender(Sender):
         pair = connect_pair(edge, store, SOURCE, start_s, listen)
         self._wire = Wire(pair, SOURCE, on_error, on_change)
         self._changed = self._wire.changed
-        self._free = deque(Slot(edge.payload, self._staging.pinned) for _ in range(edge.credits))
+        self._free = deque(Slot(edge, self._staging.pinned) for _ in range(edge.credits))
         self._full: deque[tuple[Slot, torch.cuda.Event | None]] = deque()
         self._sent: deque[tuple[Slot, list[dist.Work]]] = deque()
         self._ended = False
@@ -135,9 +140,9 @@ class GlooSender(Sender):
         self.check(header, payload)
         slot = self._free_slot(header)
         slot.header = header
-        event = self._staging.fill(slot, payload.detach())
+        event = self._staging.fill(slot, payload.detach(), self.edge.encoding(header.kind))
         self._enqueue(slot, event)
-        self.bytes_sent += frame_bytes(self.edge.payload)
+        self.bytes_sent += self.edge.frame_bytes(header.kind)
 
     def close(self) -> None:
         header = Header(Kind.END, 0)
@@ -186,7 +191,7 @@ class GlooSender(Sender):
             kind = slot.header.kind
             works: list[dist.Work] = []
             self._sent.append((slot, works))  # first: the receipt may come before send() returns
-            for message in slot.parts if self._live else (slot.buffer,):
+            for message in slot.used(kind, in_parts=self._live):
                 works.append(pair.send([message], TARGET, FRAMES))
             if not self._live:
                 works[-1].wait(FOREVER)
@@ -258,7 +263,7 @@ class GlooReceiver(Receiver):
         self._ended = False
         self._live = on_change is not None
         for _ in range(edge.credits):
-            self._post(Slot(edge.payload, self._staging.pinned))
+            self._post(Slot(edge, self._staging.pinned))
         self._arrivals = self._wire.start(f"receive {edge.name}", self._run)
         if self._live:
             self._wire.start(f"watch {edge.name}", self._wire.listen)
@@ -279,9 +284,9 @@ class GlooReceiver(Receiver):
             return None
         with self._changed:
             header, slot = self._arrived.popleft()
-        payload = self._staging.take(slot)
+        payload = self._staging.take(slot, self.edge.encoding(header.kind))
         self._post(slot)
-        self.bytes_received += frame_bytes(self.edge.payload)
+        self.bytes_received += self.edge.frame_bytes(header.kind)
         return header, payload
 
     def close(self) -> None:

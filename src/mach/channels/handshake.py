@@ -47,7 +47,12 @@ def exchange_hello(
 
 def hello_of(edge: Edge, identity: dict[str, str]) -> dict[str, str]:
     """What one end says of an edge."""
-    return {"payload": str(edge.payload), "credits": str(edge.credits), **identity}
+    return {
+        "payload": str(edge.payload),
+        "credits": str(edge.credits),
+        "transport.wire_dtype": edge.wire_dtype,
+        **identity,
+    }
 
 
 def compare_hellos(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mach.channels.base import Edge, Header, Receiver, Sender, frame_bytes
+from mach.channels.base import Edge, Header, Receiver, Sender
 from mach.errors import PeerLostError
 
 
@@ -43,7 +43,7 @@ class LiveSender(Sender):
             end.send(header, payload)
         finally:
             self.wait_s += end.wait_s - waited
-        self.bytes_sent += frame_bytes(self.edge.payload)
+        self.bytes_sent += self.edge.frame_bytes(header.kind)
 
     def close(self) -> None:
         """As `abort`: who comes back needs no farewell. `LiveLink.close` ends the link."""
@@ -87,7 +87,7 @@ class LiveReceiver(Receiver):
         end = self._end
         frame = end.poll() if end is not None else None
         if frame is not None:
-            self.bytes_received += frame_bytes(self.edge.payload)
+            self.bytes_received += self.edge.frame_bytes(frame[0].kind)
         return frame
 
     def close(self) -> None:

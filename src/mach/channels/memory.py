@@ -12,7 +12,7 @@ from threading import Condition
 
 from torch import Tensor
 
-from mach.channels.base import Edge, Header, Receiver, Sender, frame_bytes, wait_until
+from mach.channels.base import Edge, Header, Receiver, Sender, wait_until
 from mach.errors import PeerLostError
 
 
@@ -56,8 +56,8 @@ class MemorySender(Sender):
     def send(self, header: Header, payload: Tensor) -> None:
         self.check(header, payload)
         # The same rounding as on a wire, and a copy the sender cannot change any more.
-        self._put(header, payload.detach().to(self.edge.payload.dtype, copy=True))
-        self.bytes_sent += frame_bytes(self.edge.payload)
+        self._put(header, self.edge.encoding(header.kind).round_trip(payload))
+        self.bytes_sent += self.edge.frame_bytes(header.kind)
 
     def close(self) -> None:
         with self._queue.changed:
@@ -111,11 +111,11 @@ class MemoryReceiver(Receiver):
         with queue.changed:
             if not queue.frames:
                 return None
-            frame = queue.frames.popleft()
+            header, payload = queue.frames.popleft()
             queue.changed.notify_all()
-        self.bytes_received += frame_bytes(self.edge.payload)
+        self.bytes_received += self.edge.frame_bytes(header.kind)
         queue.sender_hears()
-        return frame
+        return header, payload
 
     def close(self) -> None:
         """Nothing to wait for: what was sent is here, and memory needs no farewell."""

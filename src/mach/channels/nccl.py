@@ -11,7 +11,7 @@ operations of one device must not be issued from several threads. So here
 - each edge is a two-rank communicator with a stream of its own, warmed up when it is built.
 
     # source                                    target
-    # copy payload into a slot, event e
+    # encode the payload into a slot, event e
     # header -- control channel (gloo) -------> header taken in: a slot is free
     # stream waits e; ncclSend(slot)            stream waits for the slot's last reader; ncclRecv
 """
@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mach.channels.base import Edge, Header, Kind, Receiver, Sender, frame_bytes, wait_until
+from mach.channels.base import Edge, Header, Kind, Receiver, Sender, wait_until
 from mach.channels.gloo import GlooReceiver, GlooSender
 from mach.channels.listen import LOOPBACK
 from mach.channels.pair import SOURCE, TARGET, Pair
@@ -162,11 +162,7 @@ class NcclSender(Sender):
         self._queue, self._timeout_s = queue, timeout_s
         self._on_change = on_change or (lambda: None)
         self._pair = _Pair(edge, store, queue, SOURCE, start_s)
-        payload = edge.payload
-        self._free = deque(
-            torch.empty(payload.shape, dtype=payload.dtype, device=queue.device)
-            for _ in range(edge.credits)
-        )
+        self._free = deque(_room(edge, queue.device) for _ in range(edge.credits))
         self._announced: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._changed = Condition()
         self._error: BaseException | None = None
@@ -192,7 +188,7 @@ class NcclSender(Sender):
     def send(self, header: Header, payload: Tensor) -> None:
         self.check(header, payload)
         slot = self._free_slot(header)
-        slot.copy_(payload.detach())
+        self.edge.encoding(header.kind).encode(payload.detach(), slot)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._queue.device))
         with self._changed:
@@ -200,7 +196,7 @@ class NcclSender(Sender):
         waited = self._control.wait_s
         self._control.send(header, torch.empty(0))
         self.wait_s += self._control.wait_s - waited
-        self.bytes_sent += frame_bytes(self.edge.payload)
+        self.bytes_sent += self.edge.frame_bytes(header.kind)
 
     def close(self) -> None:
         with self._changed:
@@ -222,6 +218,7 @@ class NcclSender(Sender):
             return
         with self._changed:
             slot, event = self._announced.popleft()
+        used = slot[: self.edge.encoding(header.kind).nbytes]
 
         def done(error: BaseException | None) -> None:
             if error is not None:
@@ -231,7 +228,7 @@ class NcclSender(Sender):
                 self._changed.notify_all()
             self._on_change()
 
-        self._queue.submit(lambda: self._pair.send(slot, event), done)
+        self._queue.submit(lambda: self._pair.send(used, event), done)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -262,9 +259,9 @@ class NcclSender(Sender):
 class _Incoming:
     """A slot of the receiving end."""
 
-    payload: Tensor
+    wire: Tensor
     free: torch.cuda.Event
-    """Recorded after the last reader of the payload."""
+    """Recorded after the last reader of these bytes."""
 
 
 class NcclReceiver(Receiver):
@@ -321,12 +318,12 @@ class NcclReceiver(Receiver):
             if not self._arrived:
                 return None
             header, slot = self._arrived.popleft()
-        payload = slot.payload.clone()
+        payload = self.edge.encoding(header.kind).copy_out(slot.wire)
         slot.free.record(torch.cuda.current_stream(self._queue.device))
         with self._changed:
             self._free.append(slot)
         self._control.poll()  # gives the credit back
-        self.bytes_received += frame_bytes(self.edge.payload)
+        self.bytes_received += self.edge.frame_bytes(header.kind)
         return header, payload
 
     def close(self) -> None:
@@ -346,6 +343,7 @@ class NcclReceiver(Receiver):
         with self._changed:
             slot = self._free.popleft()
             self._on_its_way += 1
+        used = slot.wire[: self.edge.encoding(header.kind).nbytes]
 
         def done(error: BaseException | None) -> None:
             if error is not None:
@@ -358,7 +356,7 @@ class NcclReceiver(Receiver):
                 self._changed.notify_all()
             self._on_change()
 
-        self._queue.submit(lambda: self._pair.receive(slot.payload, slot.free), done)
+        self._queue.submit(lambda: self._pair.receive(used, slot.free), done)
 
     def _await(self, expected: Header) -> None:
         with self._changed:
@@ -384,8 +382,13 @@ class NcclReceiver(Receiver):
         self._on_change()
 
     def _new_slot(self) -> _Incoming:
-        spec, device = self.edge.payload, self._queue.device
-        payload = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+        device = self._queue.device
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
-        return _Incoming(payload, event)
+        return _Incoming(_room(self.edge, device), event)
+
+
+def _room(edge: Edge, device: torch.device) -> Tensor:
+    """Bytes for any payload of an edge."""
+    size = max(edge.encoding(kind).nbytes for kind in Kind)
+    return torch.empty(size, dtype=torch.uint8, device=device)

@@ -60,12 +60,14 @@ class Channels:
             receiver.close()
 
 
-def links(activations: list[TensorSpec], credits: int, feedback: float) -> list[Link]:
+def links(
+    activations: list[TensorSpec], credits: int, feedback: float, wire_dtype: str = "float32"
+) -> list[Link]:
     """The links of a chain from the output of each component (batch dimension included)."""
     out = []
     for k, spec in enumerate(activations[:-1]):
-        down = Edge(k + 1, k, spec, credits) if feedback > 0 else None
-        out.append(Link(Edge(k, k + 1, spec, credits), down))
+        down = Edge(k + 1, k, spec, credits, wire_dtype) if feedback > 0 else None
+        out.append(Link(Edge(k, k + 1, spec, credits, wire_dtype), down))
     return out
 
 

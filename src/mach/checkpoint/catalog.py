@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mach.data.tokenizers import Tokenizer, restore
 from mach.errors import CheckpointError
 from mach.runfolder import CHECKPOINTS
 
@@ -28,6 +29,12 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps it has behind it."""
         return int(self.manifest["step"])
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What made the tokens it was trained on; None: images, or tokens of unknown meaning."""
+        description = self.manifest.get("tokenizer")
+        return None if description is None else restore(description)
 
 
 def latest(run_dir: Path) -> Checkpoint | None:

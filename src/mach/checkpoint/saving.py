@@ -28,6 +28,7 @@ from mach.checkpoint.state import dcp, tensors_of
 from mach.component import Component
 from mach.config import Config
 from mach.configfile import fingerprint
+from mach.data.tokenizers import Tokenizer
 from mach.errors import SaveError
 from mach.optim import Optimizer
 from mach.runfolder import CHECKPOINTS, write_atomically
@@ -72,7 +73,13 @@ def _root_of(error: BaseException) -> str:
 
 
 def complete(
-    run_dir: Path, step: int, k: int, files: dict[str, str], config: Config, store: dist.Store
+    run_dir: Path,
+    step: int,
+    k: int,
+    files: dict[str, str],
+    config: Config,
+    store: dist.Store,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Tell that component k has saved; the last one in writes the manifest and prunes."""
     store.set(f"saved/{step}/{k}", json.dumps(files))
@@ -81,24 +88,36 @@ def complete(
     every: dict[str, str] = {}
     for other in range(config.components):
         every |= json.loads(store.get(f"saved/{step}/{other}"))
-    write_manifest(run_dir, step, every, config)
+    write_manifest(run_dir, step, every, config, tokenizer)
 
 
-def write_manifest(run_dir: Path, step: int, files: dict[str, str], config: Config) -> None:
+def write_manifest(
+    run_dir: Path,
+    step: int,
+    files: dict[str, str],
+    config: Config,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Make a checkpoint of what all components have written, and drop those over `keep`."""
-    manifest = _manifest(step, files, config)
+    manifest = _manifest(step, files, config, tokenizer)
     write_atomically(step_dir(run_dir, step) / MANIFEST, json.dumps(manifest, indent=1))
     _prune(run_dir, config.checkpoint.keep)
 
 
 def seal(
-    run_dir: Path, step: int, k: int, files: dict[str, str], config: Config, life: int
+    run_dir: Path,
+    step: int,
+    k: int,
+    files: dict[str, str],
+    config: Config,
+    life: int,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Make a checkpoint of what component k has written alone, and drop its own over `keep`.
 
     At the last step the component that finds all others' there makes them one.
     """
-    manifest = {**_manifest(step, files, config), "life": life}
+    manifest = {**_manifest(step, files, config, tokenizer), "life": life}
     write_atomically(step_dir(run_dir, step) / own_manifest(k), json.dumps(manifest, indent=1))
     for old in saved_alone(run_dir, k)[: -config.checkpoint.keep]:
         (old.path / own_manifest(k)).unlink(
@@ -110,16 +129,19 @@ def seal(
     last = [step_dir(run_dir, step) / own_manifest(other) for other in range(config.components)]
     if step == config.steps and all(path.exists() for path in last):
         every = {n: d for path in last for n, d in read_manifest(path)["files"].items()}
-        write_manifest(run_dir, step, every, config)
+        write_manifest(run_dir, step, every, config, tokenizer)
 
 
-def _manifest(step: int, files: dict[str, str], config: Config) -> dict[str, Any]:
+def _manifest(
+    step: int, files: dict[str, str], config: Config, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "step": step,
         "components": config.components,
         "config": fingerprint(config),
         "torch": torch.__version__,
+        "tokenizer": None if tokenizer is None else tokenizer.describe(),
         "files": files,
     }
 

@@ -23,12 +23,15 @@ def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dic
 
 
 def weights_of(component: Component) -> dict[str, Tensor]:
-    """Parameters and buffers of body, head and student; the module's own tensors, no copies."""
-    return {
-        f"{part}.{name}": tensor
-        for part, module in component.modules().items()
-        for name, tensor in module.state_dict().items()
-    }
+    """Parameters and buffers of body, head and student; the module's own tensors, no copies.
+
+    What two of them share is there once, under its first name.
+    """
+    own: dict[int, tuple[str, Tensor]] = {}
+    for part, module in component.modules().items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            own.setdefault(id(tensor), (f"{part}.{name}", tensor))
+    return {name: tensor.detach() for name, tensor in own.values()}
 
 
 def dcp() -> ModuleType:

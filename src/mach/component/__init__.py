@@ -1,7 +1,8 @@
 """One component of the chain: it trains alone, in a notebook."""
 
 from mach.component.component import Component
+from mach.component.recompute import Recomputing
 from mach.component.student import Student
 from mach.component.updates import Update
 
-__all__ = ["Component", "Student", "Update"]
+__all__ = ["Component", "Recomputing", "Student", "Update"]

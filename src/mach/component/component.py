@@ -15,15 +15,18 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from mach.component.compiled import as_written, compile_in_place
 from mach.component.losses import scale_gradient, target_loss
 from mach.component.modes import Modes
 from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.updates import Update
+from mach.errors import ConfigError
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ class Component:
         accumulate: int = 1,
         replay: str = "recompute",
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
         """
         Args:
@@ -89,6 +93,7 @@ class Component:
             accumulate: M, microbatches per step.
             replay: `recompute` or `stash` (design section 2).
             precision: `fp32`, or `bf16` for autocast.
+            compiled: train with compiled modules; `rehearse` compiles them.
         """
         self.body, self.head, self.student = body, head, student
         self._chain_modes = Modes(body, head)
@@ -98,8 +103,11 @@ class Component:
         self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
         self._accumulate = accumulate
         self._stash = WeightStash(body) if replay == "stash" else None
-        self._device = next(head.parameters()).device
+        self._device = next(chain(head.parameters(), body.parameters())).device
         self._autocast = precision == "bf16"
+        self._compiled = compiled
+        if compiled:
+            compile_in_place(body, head, *([] if student is None else [student.network]))
         self.version = 0
         self.pending: dict[Hashable, Pending] = {}
         self.gradient_norm: Tensor = torch.zeros((), device=self._device)
@@ -157,7 +165,8 @@ class Component:
         seeds: list[Tensor | None] = [None]
         if gradient is not None:
             roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
-        with self._gathering(work.weights):
+        # A checkpointed block is run once more inside of this.
+        with self._gathering(work.weights), self._chain_modes.uncounted():
             torch.autograd.backward(roots, seeds)
         self._count(loss, self.version - work.version)
         child_gradient = work.inputs.grad
@@ -170,15 +179,9 @@ class Component:
     def distil(self, x: Tensor, child: Tensor, y: Tensor) -> None:
         """Train the student on the activation `child` that has just come for the raw input `x`."""
         assert self.student is not None
-
-        def task_loss(imitated: Tensor) -> Tensor:
-            with self._chain_modes.uncounted():
-                return self._head_loss(self.body(imitated), y)
-
-        with self._precision():
-            loss = self.student.distil(x, child, task_loss)
-        self.totals.student_loss += loss
+        self.totals.student_loss += self._gather_distillation(x, child, y)
         self.totals.distillations += 1
+        self.student.count()
 
     def step(self) -> None:
         """Take one optimizer step with the gradients gathered since the last."""
@@ -188,6 +191,38 @@ class Component:
         self.version += 1
         if self._stash is not None:
             self._stash.advance()
+
+    def rehearse(self, inputs: Tensor, x: Tensor, y: Tensor) -> None:
+        """Run once all that training runs, and leave no trace: modules are compiled by their first
+        run, and nobody waits for this component yet.
+
+        Args:
+            inputs: like those of `forward`, whatever the numbers.
+            x, y: a microbatch.
+
+        Raises:
+            ConfigError: a module cannot be compiled.
+        """
+        gpus = [self._device] if self._device.type == "cuda" else []
+        mix, self._mix = self._mix, 0.0
+        try:
+            with torch.random.fork_rng(devices=gpus), self._modes.uncounted():
+                for staleness in (0, 1):
+                    h = self.forward("rehearsal", inputs, x, y, staleness)
+                    self.backward("rehearsal", torch.zeros_like(h))
+                if self.student is not None:
+                    self._gather_distillation(x, inputs, y)
+        except Exception as error:
+            said = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                "model.compile=true: expected modules that torch can compile; got "
+                f"{type(error).__name__}: {said}. Set model.compile=false."
+            ) from error
+        finally:
+            self._mix = mix
+        for module in self.modules().values():
+            module.zero_grad()
+        self.totals = self._zero_totals()
 
     def forget_gradients(self) -> None:
         """Drop what was gathered since the last step: a component that has taken all its steps
@@ -207,20 +242,20 @@ class Component:
     @torch.no_grad()
     def infer(self, inputs: Tensor) -> Tensor:
         """h for the child's activation, with nothing remembered."""
-        with self._modes.inference():
+        with self._as_written(), self._modes.inference():
             return self._run(self.body, inputs)
 
     @torch.no_grad()
     def imitate_child(self, x: Tensor) -> Tensor:
         """The student's guess at the child's activation: where a window begins."""
         assert self.student is not None
-        with self._modes.inference():
-            return self._run(self.student.network, x)
+        with self._as_written(), self._modes.inference():
+            return self._run(self.student.imitate, x)
 
     @torch.no_grad()
     def predict(self, h: Tensor) -> Tensor:
         """Logits [N, C] of the head."""
-        with self._modes.inference():
+        with self._as_written(), self._modes.inference():
             return self._run(self.head, h)
 
     def targets(self, y: Tensor) -> Tensor:
@@ -238,6 +273,18 @@ class Component:
         return named if self.student is None else {**named, "student": self.student.network}
 
     # --- details -------------------------------------------------------------------------
+
+    def _gather_distillation(self, x: Tensor, child: Tensor, y: Tensor) -> Tensor:
+        assert self.student is not None
+
+        def task_loss(imitated: Tensor) -> Tensor:
+            return self._head_loss(self.body(imitated), y)
+
+        with self._chain_modes.uncounted():
+            return self.student.gather(x, child, task_loss, self._precision())
+
+    def _as_written(self) -> AbstractContextManager[object]:
+        return as_written() if self._compiled else nullcontext()
 
     def _precision(self) -> AbstractContextManager[object]:
         if not self._autocast:

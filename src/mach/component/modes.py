@@ -1,9 +1,9 @@
 """What must a module leave undone when it is not its turn to learn?
 
 A batch norm counts every batch it normalises in training, but a component runs a microbatch
-through its body more than once: again before its backward (replay), and with the student's guess
-in place of the child's activation. It must count each microbatch once. And at inference it uses
-what it has counted, as dropout drops nothing.
+through its body more than once: again before its backward (replay), inside it (checkpointing),
+and with the student's guess in place of the child's activation. It must count each microbatch once.
+And at inference it uses what it has counted, as dropout drops nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 
@@ -21,12 +21,21 @@ class Modes:
 
     def __init__(self, *modules: nn.Module) -> None:
         parts = [part for module in modules for part in module.modules()]
-        self._norms = [p for p in parts if isinstance(p, _BatchNorm) and p.track_running_stats]
-        self._modal = [p for p in parts if isinstance(p, (_BatchNorm, _DropoutNd))]
+        self._modal = [p for p in parts if isinstance(p, (_NormBase, _DropoutNd))]
+        self._counting: list[tuple[_NormBase, dict[str, Tensor]]] = [
+            (part, {name: b.clone() for name, b in part.named_buffers(recurse=False)})
+            for part in parts
+            if isinstance(part, _NormBase) and part.track_running_stats
+        ]
 
     def uncounted(self) -> AbstractContextManager[None]:
-        """Train in here as always, but do not count the batch in the running statistics."""
-        return self._without_counting() if self._norms else nullcontext()
+        """Train in here as always, but do not count the batch in the running statistics.
+
+        The batch is counted in buffers that nobody reads. (To switch the counting off instead would
+        let autograd keep fewer tensors, and checkpointing refuses to recompute a block that keeps
+        another number of them than it did at first.)
+        """
+        return self._without_counting() if self._counting else nullcontext()
 
     def inference(self) -> AbstractContextManager[None]:
         """Normalise with the running statistics, drop nothing."""
@@ -34,20 +43,24 @@ class Modes:
 
     @contextmanager
     def _without_counting(self) -> Iterator[None]:
-        for norm in self._norms:
-            norm.track_running_stats = False
+        # One that somebody has frozen counts nothing, and reads what is in its buffers.
+        learning = [(norm, unread) for norm, unread in self._counting if norm.training]
+        found = [(norm, dict(norm._buffers)) for norm, _ in learning]
+        for norm, unread in learning:
+            norm._buffers.update(unread)
         try:
             yield
         finally:
-            for norm in self._norms:
-                norm.track_running_stats = True
+            for norm, own in found:
+                norm._buffers.update(own)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
+        found = [part.training for part in self._modal]
         for part in self._modal:
             part.training = False
         try:
             yield
         finally:
-            for part in self._modal:
-                part.training = True
+            for part, training in zip(self._modal, found, strict=True):
+                part.training = training

@@ -6,9 +6,23 @@ meets an OmegaConf object. Every `__post_init__` refuses nonsense before any pro
 """
 
 from mach.config.checks import one_of
-from mach.config.data import DataConfig, DigitsConfig, IdxConfig, NpzConfig, TextConfig
+from mach.config.data import (
+    Cifar10Config,
+    DataConfig,
+    DigitsConfig,
+    FashionMnistConfig,
+    HubConfig,
+    IdxConfig,
+    LabelledConfig,
+    MnistConfig,
+    NpzConfig,
+    SequenceConfig,
+    TextConfig,
+    TokensConfig,
+)
+from mach.config.generate import GenerateConfig
 from mach.config.learning import HeadConfig, OptimConfig, StudentConfig
-from mach.config.model import MlpConfig, ModelConfig
+from mach.config.model import CustomConfig, GptConfig, MlpConfig, ModelConfig, ResNetConfig
 from mach.config.run import Config
 from mach.config.running import (
     CheckpointConfig,
@@ -21,21 +35,32 @@ from mach.config.running import (
 
 __all__ = [
     "CheckpointConfig",
+    "Cifar10Config",
     "Config",
+    "CustomConfig",
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "FashionMnistConfig",
     "FaultsConfig",
+    "GenerateConfig",
+    "GptConfig",
     "HeadConfig",
+    "HubConfig",
     "IdxConfig",
+    "LabelledConfig",
     "LaunchConfig",
     "MlpConfig",
+    "MnistConfig",
     "ModelConfig",
     "NpzConfig",
     "OptimConfig",
     "ReportConfig",
+    "ResNetConfig",
+    "SequenceConfig",
     "StudentConfig",
     "TextConfig",
+    "TokensConfig",
     "TransportConfig",
     "one_of",
 ]

@@ -26,7 +26,7 @@ class StudentConfig:
 
     enabled: bool = True
     width: int = 128
-    """Hidden width of the student."""
+    """Hidden width of the student; of a convolutional one its channels at full resolution."""
     depth: int = 1
     """Blocks of the student."""
     lr: float = 1e-3
@@ -50,7 +50,7 @@ class OptimConfig:
     """How a component turns gradients into steps."""
 
     name: str = "muon"
-    """muon (matrices of the body; AdamW for the rest), adamw or sgd."""
+    """muon (matrices and kernels of the body; AdamW for the rest), adamw or sgd."""
     lr: float = 1e-3
     """Peak learning rate of AdamW or SGD; under muon that of everything but the body's matrices."""
     muon_lr: float = 0.01

@@ -20,6 +20,9 @@ from mach.config.running import (
 from mach.errors import ConfigError
 from mach.schedule import KINDS
 
+_COMPILE_S = 600.0
+"""Longer than any component compiles (a minute is much), and still an end to a wait."""
+
 
 @dataclass
 class Config:
@@ -69,6 +72,7 @@ class Config:
         for key in ("delay", "patience_ms", "feedback", "seed"):
             at_least(key, getattr(self, key), 0)
         self._check_cut()
+        self.model.check(self.components, self.student)
         if self.launch.name == "supervised" and self.schedule != "free":
             raise ConfigError(
                 "launch=supervised: expected schedule=free; got "
@@ -119,6 +123,11 @@ class Config:
         return self.launch.name == "supervised"
 
     @property
+    def start_timeout_s(self) -> float:
+        """Longest wait for a neighbour to come up, which may have to compile first."""
+        return self.transport.start_timeout_s + (_COMPILE_S if self.model.compile else 0.0)
+
+    @property
     def max_restarts(self) -> int:
         """Restarts of the group, or of each component."""
         if self.launch.max_restarts is None:
@@ -136,7 +145,15 @@ class Config:
         """Blocks of each component, numbered through the network.
 
         Where `model.balance` gives no list, as equal as can be; the first take the rest.
+
+        Raises:
+            ConfigError: that is yet to be found, by `mach.trainer.settle`.
         """
+        if not self.model.settled:
+            raise ConfigError(
+                f"model={self.model.name} model.balance={self.model.balance}: expected a config "
+                "whose cut has been found; got one as the user wrote it. Call mach.trainer.settle."
+            )
         sizes = self.model.balance
         if not isinstance(sizes, list):
             size, rest = divmod(self.model.total(self.components), self.components)

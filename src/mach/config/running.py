@@ -20,6 +20,10 @@ class TransportConfig:
     """W: frames that may be on their way on one edge before its sender waits (under free: before
     it goes on without sending). None takes delay + 1 (2 under sync); more suits links with a long
     round trip, fewer (free only) neighbours that are much slower than this component."""
+    wire_dtype: str = "float32"
+    """What activations and gradients are rounded to on their way: float32 (not at all), bfloat16
+    (half the bytes) or int8 with a scale per row (about a quarter); see mach.channels.encoding.
+    Evaluations are not rounded: they tell how good the network is, with no wire in it."""
     timeout_s: float = 120.0
     """Longest wait for a message from a neighbour."""
     start_timeout_s: float = 120.0
@@ -27,6 +31,7 @@ class TransportConfig:
 
     def __post_init__(self) -> None:
         one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
+        one_of("transport.wire_dtype", self.wire_dtype, ("float32", "bfloat16", "int8"))
         for key in ("timeout_s", "start_timeout_s"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(

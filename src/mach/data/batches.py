@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from mach.data.dataset import Dataset
 from mach.data.files import Array
 from mach.data.order import Order, subset, windows
+from mach.data.prefetch import Microbatch, Name, Prefetch
 
 # B samples of a batch, T context
 
@@ -32,8 +35,23 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: Dataset, seed: int, microbatch_size: int, device: torch.device
+        self,
+        dataset: Dataset,
+        seed: int,
+        microbatch_size: int,
+        device: torch.device,
+        prefetch: int = 0,
     ) -> None:
+        """
+        Args:
+            dataset: opened data.
+            seed: the run's.
+            microbatch_size: B.
+            device: where batches go.
+            prefetch: training microbatches that a thread makes ahead.
+        """
+        self.wait_s = 0.0
+        """Seconds spent in `train`: waiting for a microbatch, or making it."""
         self._dataset = dataset
         self._size = microbatch_size
         self._device = device
@@ -43,12 +61,15 @@ class Batches:
             self._context = dataset.task.sample.shape[0]
             self._window = np.arange(self._context + 1)
         self._seed = seed
+        chosen = dataset.train_samples
+        self._chosen = None if chosen is None else subset(len(dataset.x_train), chosen)
         self._order = self._order_of(seed)
         self._order_of_life = lru_cache(maxsize=_LIVES)(self._new_order)
         # The same mapped memory without memmap's cost per indexing.
         self._x_train, self._x_test = np.asarray(dataset.x_train), np.asarray(dataset.x_test)
         self._y_train, self._y_test = _plain(dataset.y_train), _plain(dataset.y_test)
         self._subset = lru_cache(maxsize=1)(subset)
+        self._prefetch = Prefetch(self._make, prefetch, device) if prefetch else None
 
     @property
     def samples(self) -> int:
@@ -66,11 +87,25 @@ class Batches:
 
         Returns:
             x: float32 [B, ..] standardised, or int64 tokens [B, T].
-            y: int64 labels [B], or the byte after each token [B, T].
+            y: int64 labels [B], or the token after each token [B, T].
         """
+        began = perf_counter()
+        name = Name(b, origin, life)
+        made = self._make(name) if self._prefetch is None else self._prefetch.take(name)
+        self.wait_s += perf_counter() - began
+        return made
+
+    def _make(self, name: Name) -> Microbatch:
+        b, origin, life = name
         first = origin == life == 0
         order = self._order if first else self._order_of_life(origin, life)
-        return self._gather(self._x_train, self._y_train, order.microbatch(b))
+        starts = order.microbatch(b)
+        if self._chosen is not None:
+            starts = self._chosen[starts]
+        view, augmentation = None, self._dataset.augmentation
+        if augmentation is not None:
+            view = partial(augmentation.view, seed=self._seed, b=b, origin=origin, life=life)
+        return self._gather(self._x_train, self._y_train, starts, view)
 
     def test_batches(self, samples: int | None = None) -> int:
         """Number of batches of the test split, or of as many of its `samples`."""
@@ -90,7 +125,7 @@ class Batches:
         return self._gather(self._x_test, self._y_test, indices)
 
     def _order_of(self, seed: int) -> Order:
-        samples = len(self._dataset.x_train)
+        samples = self._dataset.train_samples or len(self._dataset.x_train)
         if self._is_text:
             return windows(samples, self._context, self._size, seed)
         return Order(samples, self._size, seed)
@@ -103,16 +138,27 @@ class Batches:
         total = self._dataset.test_samples
         return total if samples is None else min(samples, total)
 
-    def _gather(self, x: Array, y: Array | None, starts: Array) -> tuple[Tensor, Tensor]:
+    def _gather(
+        self,
+        x: Array,
+        y: Array | None,
+        starts: Array,
+        view: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         if y is None:
-            tokens = self._move(x[starts[:, None] + self._window])
+            rows = x[starts[:, None] + self._window]
+            if rows.dtype not in _TRAVELS:
+                rows = rows.astype(np.int64)
+            tokens = self._move(rows)
             return tokens[:, :-1].to(torch.int64), tokens[:, 1:].to(torch.int64)
         # Not take(): it copies the whole array first if that is unaligned (as arrays in a zip are),
         # byte-swapped or in Fortran order.
         rows = np.ascontiguousarray(x[starts])
         if rows.dtype not in _TRAVELS:
             rows = rows.astype(np.float32)
-        features = self._move(rows).to(torch.float32).sub_(self._dataset.mean).mul_(self._scale)
+        raw = self._move(rows)
+        raw = raw if view is None else view(raw)
+        features = raw.to(torch.float32).sub_(self._dataset.mean).mul_(self._scale)
         return features, self._move(y[starts].astype(np.int64))
 
     def _move(self, array: Array) -> Tensor:

@@ -15,13 +15,16 @@ from mach.errors import DataError
 
 
 def check(dataset: Dataset) -> None:
-    """Look at every feature and label; shapes and lengths were checked when the data was opened.
+    """Look at every feature, label and token; shapes and lengths were checked at the opening.
 
     Raises:
         DataError: names the array and the first sample that cannot be used.
     """
     if dataset.y_train is None or dataset.y_test is None:
-        return  # every byte is a valid token and a valid target
+        for part in ("train", "test"):
+            who = f"{dataset.description}: {part}"
+            _check_tokens(who, getattr(dataset, f"x_{part}"), dataset.task.classes)
+        return
     _check_features(f"{dataset.description}: x_train", dataset.x_train)
     _check_features(f"{dataset.description}: x_test", dataset.x_test)
     _check_labels(f"{dataset.description}: y_train", dataset.y_train, dataset.task.classes)
@@ -58,4 +61,19 @@ def _check_labels(who: str, y: Array, classes: int) -> None:
                 f"{who}: expected labels 0 to {classes - 1}; got {chunk[index]} at index "
                 f"{start + index}. Number the classes from 0, or set data.classes (None: one more "
                 "than the largest training label)."
+            )
+
+
+def _check_tokens(who: str, tokens: Array, vocabulary: int) -> None:
+    limits = np.iinfo(tokens.dtype)
+    if limits.min >= 0 and limits.max < vocabulary:  # as every byte is
+        return
+    for start, chunk in _chunks(tokens):
+        wrong = (chunk < 0) | (chunk >= vocabulary)
+        if wrong.any():
+            index = int(wrong.argmax())
+            raise DataError(
+                f"{who}: expected tokens 0 to {vocabulary - 1}; got {chunk[index]} at index "
+                f"{start + index}. Set data.vocabulary to the tokenizer's, and data.dtype to the "
+                "type the file was written with."
             )

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mach.config import SequenceConfig
+from mach.data.augment import Augmentation
 from mach.data.files import CHUNK_BYTES, Array
 from mach.data.order import subset
+from mach.data.tokenizers import ByteTokenizer, Tokenizer
 from mach.errors import DataError
 from mach.metrics import Task
 from mach.shapes import TensorSpec
@@ -30,9 +33,9 @@ class Dataset:
     """Memory-mapped arrays and what is to be learned from them."""
 
     x_train: Array
-    """Samples along the first axis; the bytes themselves, [n], if it is text."""
+    """Samples along the first axis; the tokens themselves, [n], if it is text."""
     y_train: Array | None
-    """Labels [n]; None for text, where the next byte is the target."""
+    """Labels [n]; None for text, where the next token is the target."""
     x_test: Array
     y_test: Array | None
     task: Task
@@ -43,11 +46,18 @@ class Dataset:
     """Samples of a whole evaluation: all there are, or as many windows of the held-out text."""
     description: str
     """Where the data came from, as it opens every message about it."""
+    train_samples: int | None = None
+    """Training samples used, spread over all there are; None: all."""
+    augmentation: Augmentation | None = None
+    """What is done to training images."""
+    tokenizer: Tokenizer | None = None
+    """What made text into tokens; None for labels, and for tokens of unknown meaning."""
 
     def __str__(self) -> str:
         """One line for the console."""
-        count = f"{len(self.x_train):,} + {len(self.x_test):,}"
-        what = "bytes" if self.y_train is None else "samples"
+        used = "" if self.train_samples is None else f"{self.train_samples:,} of "
+        count = f"{used}{len(self.x_train):,} + {len(self.x_test):,}"
+        what = "samples" if self.y_train is not None else _unit(self.tokenizer)
         return (
             f"{self.description}: {count} {what}, {self.task.sample}, {self.task.classes} classes"
         )
@@ -94,7 +104,10 @@ def labelled(description: str, arrays: Mapping[str, Array], classes: int | None)
             )
     mean, std = _statistics(x_train)
     return Dataset(
-        **arrays,
+        x_train=x_train,
+        y_train=arrays["y_train"],
+        x_test=x_test,
+        y_test=arrays["y_test"],
         task=Task(TensorSpec(x_train.shape[1:], torch.float32), classes, "accuracy"),
         mean=mean,
         std=std,
@@ -103,23 +116,33 @@ def labelled(description: str, arrays: Mapping[str, Array], classes: int | None)
     )
 
 
-def text(
-    description: str, content: Array, context: int, test_fraction: float, test_samples: int
+def sequence(
+    description: str,
+    train: Array,
+    test: Array,
+    config: SequenceConfig,
+    *,
+    vocabulary: int,
+    bytes_per_token: float | None,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """Data set of bytes whose last part is held out.
+    """Data set of tokens, each to be predicted from those before it.
 
     Args:
-        description: where the bytes came from.
-        content: all bytes, [n].
-        context: bytes the model sees.
-        test_fraction: how much of the end is held out.
-        test_samples: windows of one evaluation; fewer where there are not as many places for one.
+        description: where the tokens came from.
+        train: tokens [n].
+        test: the held-out ones [m].
+        config: says how many tokens the model sees, and how many windows an evaluation has: fewer
+            where there are not as many places for one.
+        vocabulary: tokens are 0 to vocabulary - 1.
+        bytes_per_token: of text, on average over the held-out part; None: nobody knows.
+        tokenizer: what made the tokens, where that is known.
     """
-    held_out = int(len(content) * test_fraction)
-    train, test = content[: len(content) - held_out], content[len(content) - held_out :]
+    context = config.context
     if min(len(train), len(test)) < context + 1:
+        unit = _unit(tokenizer)
         raise DataError(
-            f"{description}: expected at least data.context + 1 = {context + 1} bytes to train on "
+            f"{description}: expected at least data.context + 1 = {context + 1} {unit} to train on "
             f"and to test on; got {len(train)} and {len(test)}. Give more text, a smaller "
             "data.context, or another data.test_fraction."
         )
@@ -128,12 +151,28 @@ def text(
         y_train=None,
         x_test=test,
         y_test=None,
-        task=Task(TensorSpec((context,), torch.int64), 256, "bits_per_byte"),
+        task=Task(
+            TensorSpec((context,), torch.int64),
+            vocabulary,
+            "bits_per_token" if bytes_per_token is None else "bits_per_byte",
+            1.0 if bytes_per_token is None else bytes_per_token,
+        ),
         mean=0.0,
         std=1.0,
-        test_samples=min(test_samples, len(test) - context),
+        test_samples=min(config.test_samples, len(test) - context),
         description=description,
+        tokenizer=tokenizer,
     )
+
+
+def held_out(tokens: Array, test_fraction: float) -> tuple[Array, Array]:
+    """All but the last part, and the last part."""
+    cut = len(tokens) - int(len(tokens) * test_fraction)
+    return tokens[:cut], tokens[cut:]
+
+
+def _unit(tokenizer: Tokenizer | None) -> str:
+    return "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"
 
 
 def _statistics(x: Array) -> tuple[float, float]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mach.config import DataConfig, DigitsConfig, IdxConfig, NpzConfig, TextConfig
+from mach.config import (
+    DataConfig,
+    DigitsConfig,
+    HubConfig,
+    IdxConfig,
+    LabelledConfig,
+    NpzConfig,
+    TextConfig,
+    TokensConfig,
+)
 from mach.data import cache
-from mach.data.dataset import Dataset, labelled, text
+from mach.data.augment import augmentation_of
+from mach.data.dataset import Dataset, held_out, labelled, sequence
 from mach.data.digits import digits_file
-from mach.data.files import existing_file, map_array, reading
+from mach.data.encoding import encode_file, open_tokens
+from mach.data.files import Array, existing_file, reading
+from mach.data.hub import ORIGINALS, hub_file
 from mach.data.idx import open_idx
 from mach.data.npz import open_npz
+from mach.data.tokenizers import ByteTokenizer
 from mach.errors import DataError
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -23,7 +37,22 @@ def open_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         DataError: the file is missing, damaged, or of another form than its kind has.
+        ConfigError: images are asked for where there are none.
     """
+    dataset = _open(config)
+    if not isinstance(config, LabelledConfig):
+        return dataset
+    samples, present = config.samples, len(dataset.x_train)
+    if samples is not None and samples > present:
+        raise DataError(
+            f"{dataset.description}: expected at least data.samples={samples} training samples; "
+            f"got {present}. Set data.samples to fewer, or to null for all."
+        )
+    augmentation = augmentation_of(config, dataset.task)
+    return replace(dataset, train_samples=samples, augmentation=augmentation)
+
+
+def _open(config: DataConfig) -> Dataset:
     if isinstance(config, DigitsConfig):
         file = digits_file(cache.folder(config))
         return labelled("digits", open_npz(file, _KEYS, cache.folder(config)), 10)
@@ -33,10 +62,16 @@ def open_dataset(config: DataConfig) -> Dataset:
     if isinstance(config, NpzConfig):
         path = _path(config.path)
         return labelled(str(path), open_npz(path, _KEYS, cache.folder(config)), config.classes)
+    if isinstance(config, HubConfig):
+        file = hub_file(config)
+        arrays = open_npz(file, _KEYS, cache.folder(config))
+        return labelled(config.name, arrays, ORIGINALS[config.name].classes)
     if isinstance(config, TextConfig):
         return _open_text(config)
+    if isinstance(config, TokensConfig):
+        return _open_tokens(config)
     raise DataError(
-        f"data.name: expected digits, npz, idx or text; got {config.name!r}. Set data.name."
+        f"data.name: expected the name of a source of data; got {config.name!r}. Set data.name."
     )
 
 
@@ -51,5 +86,50 @@ def _open_text(config: TextConfig) -> Dataset:
         size = path.stat().st_size
     if size == 0:
         raise DataError(f"{path}: expected a file of text; it is empty. Set data.path to another.")
-    content = map_array(path, str(path), np.dtype(np.uint8), (size,), 0)
-    return text(str(path), content, config.context, config.test_fraction, config.test_samples)
+    content = open_tokens(path, np.dtype(np.uint8), str(path))
+    if config.tokenizer == "byte":  # the file is its own tokens
+        train, test = held_out(content, config.test_fraction)
+        tokenizer = ByteTokenizer()
+        return sequence(
+            str(path),
+            train,
+            test,
+            config,
+            vocabulary=tokenizer.vocabulary,
+            bytes_per_token=1.0,
+            tokenizer=tokenizer,
+        )
+    encoded = encode_file(
+        path, content, config.tokenizer, config.test_fraction, cache.folder(config)
+    )
+    return sequence(
+        str(path),
+        encoded.train,
+        encoded.test,
+        config,
+        vocabulary=encoded.tokenizer.vocabulary,
+        bytes_per_token=encoded.bytes_per_token,
+        tokenizer=encoded.tokenizer,
+    )
+
+
+def _open_tokens(config: TokensConfig) -> Dataset:
+    dtype = np.dtype(config.dtype)
+
+    def open_file(given: str, key: str) -> Array:
+        path = existing_file(_path(given), f"a file of tokens ({key})")
+        return open_tokens(path, dtype, str(path))
+
+    train = open_file(config.train, "data.train")
+    if config.test is None:
+        train, test = held_out(train, config.test_fraction)
+    else:
+        test = open_file(config.test, "data.test")
+    return sequence(
+        config.train,
+        train,
+        test,
+        config,
+        vocabulary=config.vocabulary,
+        bytes_per_token=config.bytes_per_token,
+    )

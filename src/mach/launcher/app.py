@@ -100,8 +100,9 @@ def launch(config: Config) -> Mapping[str, Any]:
     assert config.out is not None
     run_dir = Path(config.out)
     runfolder.check_free(run_dir)
-    preflight(config, run_dir, config.components)
-    result = runfolder.finished(run_dir) if config.resume == "auto" else None
+    goes_on = config.resume == "auto"
+    config = preflight(config, run_dir, config.components)
+    result = runfolder.finished(run_dir) if goes_on else None
     if result is None:
         with runfolder.hold(run_dir):
             result = (run_supervised if config.supervised else run_gang)(config, run_dir)

@@ -40,8 +40,11 @@ def register_schema() -> None:
             store.store(group=group, name=f"{name}_schema", node=kind)
 
 
-def compose(overrides: list[str]) -> Config:
+def compose(overrides: list[str], folder: Path | None = None) -> Config:
     """The config that `mach train` would run with these overrides.
+
+    Args:
+        folder: YAML of the user's own, as `mach train --config-dir` takes it.
 
     Raises:
         ConfigError: an override that cannot be applied, or a value that is refused.
@@ -49,7 +52,8 @@ def compose(overrides: list[str]) -> Config:
     register_schema()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra_compose("train", overrides)
+            more = [f"hydra.searchpath=['{folder.resolve().as_uri()}']"] if folder else []
+            composed = hydra_compose("train", [*overrides, *more])
             values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error

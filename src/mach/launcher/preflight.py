@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,11 +12,14 @@ from mach import checkpoint, runfolder
 from mach.channels.listen import listen_on
 from mach.config import Config
 from mach.configfile import fingerprint, load
-from mach.data import check, open_dataset
+from mach.data import Dataset, check, open_dataset
+from mach.data.tokenizers import refuse_other
 from mach.errors import ChannelError, CheckpointError, ConfigError
 from mach.rank import device_kind, store_host
 from mach.topology import transport_of
-from mach.trainer import Assembly
+from mach.trainer import Assembly, settle
+from mach.trainer.measure import threads_of_a_rank
+from mach.trainer.settle import inherit
 
 
 def preflight(config: Config, run_dir: Path, places: int) -> Config:
@@ -30,19 +34,38 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
     Raises:
         MachError: with exit code 2, for the first thing that cannot work; nothing was written.
     """
-    _check_devices(config, places)
     _check_network(config, places, store_host())
+    before = None if config.model.settled else _goes_on_from(config, run_dir)
+    if before is not None:
+        config = inherit(config, before)
     config = runfolder.check(run_dir, config)
-    dataset = open_dataset(config.data)
-    check(dataset)
+    config, dataset = prepare(config, places)
     assembly = Assembly(config, dataset.task)
     for k in range(config.components):
         found = resume_point(config, run_dir, k)
         if found is not None:
             checkpoint.verify(found, k)
+            refuse_other(found.path, dataset.tokenizer, found.manifest.get("tokenizer"))
             _check_fit(found, assembly, k)
     runfolder.claim(run_dir, config)
     return config
+
+
+def prepare(config: Config, places: int) -> tuple[Config, Dataset]:
+    """Check devices and data, and find where the network is cut. Writes nothing.
+
+    Returns:
+        The config with its cut, and the data.
+
+    Raises:
+        MachError: with exit code 2, for the first thing that cannot work.
+    """
+    _check_devices(config, places)
+    _check_compiler(config)
+    dataset = open_dataset(config.data)
+    check(dataset)
+    with threads_of_a_rank(config, places):
+        return settle(config, dataset, torch.device(device_kind(config))), dataset
 
 
 def resume_point(config: Config, run_dir: Path, k: int) -> checkpoint.Checkpoint | None:
@@ -82,6 +105,18 @@ def resume_point(config: Config, run_dir: Path, k: int) -> checkpoint.Checkpoint
     return found
 
 
+def _goes_on_from(config: Config, run_dir: Path) -> Config | None:
+    """Config of the run in this folder or of the one that `resume=PATH` names, if there is one."""
+    if config.resume is None:
+        return None
+    named = run_dir if config.resume == "auto" else Path(config.resume)
+    folders = [named, *named.absolute().parents[:2]]  # a checkpoint is two below its run
+    for folder in folders[:1] if config.resume == "auto" else folders:
+        if (folder / runfolder.CONFIG).is_file():
+            return load(folder / runfolder.CONFIG)
+    return None
+
+
 def _check_fit(found: checkpoint.Checkpoint, assembly: Assembly, k: int) -> None:
     """Refuse a checkpoint of another network here, before the run folder is taken."""
     meta = torch.device("meta")
@@ -100,6 +135,28 @@ def _check_devices(config: Config, places: int) -> None:
             f"transport=nccl: expected a GPU for each of the {places} components of this machine, "
             f"found {gpus if device_kind(config) == 'cuda' else 0}. Use transport=gloo: on CPU, or "
             "with components that share a GPU."
+        )
+
+
+def _check_compiler(config: Config) -> None:
+    """torch.compile writes C++, and for GPUs Triton as well."""
+    if not config.model.compile:
+        return
+    # The first import of torch's compiler takes seconds.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "model.compile=true: expected a C++ compiler, which torch.compile needs; found none. "
+            "Install g++ (or set CXX to another), or set model.compile=false."
+        ) from error
+    if device_kind(config) == "cuda" and find_spec("triton") is None:
+        raise ConfigError(
+            "model.compile=true: expected Triton, with which torch.compile writes for GPUs; found "
+            "none. Install triton, or set model.compile=false or launch.device=cpu."
         )
 
 

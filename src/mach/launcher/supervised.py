@@ -94,6 +94,6 @@ def _rules(config: Config) -> Rules:
         components=config.components,
         max_restarts=config.max_restarts,
         hang_s=config.launch.hang_s,
-        start_s=config.transport.start_timeout_s + _SLOW_START_S,
+        start_s=config.start_timeout_s + _SLOW_START_S,
         on_exhausted=config.launch.on_exhausted,
     )

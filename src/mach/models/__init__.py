@@ -8,9 +8,11 @@ from mach.models.build import (
     family_of,
 )
 from mach.models.family import Family
+from mach.models.precision import autocast_dtypes
 
 __all__ = [
     "Family",
+    "autocast_dtypes",
     "build_body",
     "build_head",
     "build_student",

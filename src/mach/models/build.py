@@ -14,10 +14,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mach.config import Config, MlpConfig
+from mach.config import Config, CustomConfig, GptConfig, MlpConfig, ResNetConfig
 from mach.metrics import Task
+from mach.models.custom import Custom
 from mach.models.family import Family
+from mach.models.gpt import Gpt
 from mach.models.mlp import Mlp
+from mach.models.resnet import ResNet
 from mach.shapes import TensorSpec
 
 
@@ -25,6 +28,12 @@ def family_of(config: Config, task: Task) -> Family:
     """The family that `model.name` chooses."""
     if isinstance(config.model, MlpConfig):
         return Mlp(config.model, task)
+    if isinstance(config.model, GptConfig):
+        return Gpt(config.model, task, config.model.total(config.components))
+    if isinstance(config.model, ResNetConfig):
+        return ResNet(config.model, task, config.microbatch_size)
+    if isinstance(config.model, CustomConfig):
+        return Custom(config.model, task)
     raise AssertionError(f"model {config.model.name!r} has a config but no family")
 
 
@@ -41,8 +50,8 @@ def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
     parts: list[tuple[str, nn.Module]] = []
     if blocks.start == 0:
         parts.append(("stem", seeded(seed, "stem", 0, family.stem)))
-    for i in blocks:
-        parts.append((f"block{i}", seeded(seed, "block", i, partial(family.block, i))))
+    slice_ = family.slice(blocks, partial(seeded, seed))
+    parts += [(f"block{i}", block) for i, block in zip(blocks, slice_, strict=True)]
     body = nn.Sequential()
     for name, module in parts:
         body.add_module(name, module)
@@ -51,7 +60,7 @@ def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
 
 def build_head(family: Family, activation: TensorSpec, blocks: range, seed: int) -> nn.Module:
     """Head of the component that has these blocks, on its output."""
-    return seeded(seed, "head", blocks.stop, lambda: family.head(activation))
+    return seeded(seed, "head", blocks.stop, lambda: family.exit(activation, blocks.stop))
 
 
 def build_student(
@@ -63,9 +72,15 @@ def build_student(
     )
 
 
-def cost(module: nn.Module, sample: TensorSpec) -> tuple[int, int]:
-    """Parameters, and forward FLOPs per sample, of a module that lives on the meta device."""
+def cost(module: nn.Module, sample: TensorSpec, beside: nn.Module | None = None) -> tuple[int, int]:
+    """Parameters, and forward FLOPs per sample, of a module on the default device: as a rule meta.
+
+    Parameters that it shares with `beside` are not counted.
+    """
+    rows = 2  # a batch norm needs more than one value of a channel
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(torch.empty((1, *sample.shape), dtype=sample.dtype, device="meta"))
-    return sum(p.numel() for p in module.parameters()), counter.get_total_flops()
+        module(torch.zeros((rows, *sample.shape), dtype=sample.dtype))
+    shared = set() if beside is None else set(beside.parameters())
+    params = sum(p.numel() for p in module.parameters() if p not in shared)
+    return params, counter.get_total_flops() // rows

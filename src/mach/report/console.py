@@ -20,6 +20,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from mach.report.jsonl import Follower
+from mach.report.numbers import short
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +143,12 @@ def _numbers(record: Mapping[str, Any]) -> str:
 
 # --- at the end -----------------------------------------------------------------------------
 
+_METRICS = {
+    "bits_per_byte": "bits per byte",
+    "bits_per_token": "bits per token",
+    "accuracy": "accuracy %",
+}
+
 
 def result_table(result: Mapping[str, Any]) -> Table:
     """The models a run has made, from its `result.json`; at most 100 columns wide.
@@ -149,18 +156,19 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Each exit of the chain, then each window: a student and the bodies above it.
     """
     chain, windows = result["chain"], result["windows"]
-    by_bits = any("bits_per_byte" in row for row in [*chain, *windows])
+    metric = next((key for key in _METRICS for row in [*chain, *windows] if key in row), "accuracy")
     table = Table(
         title="Result", caption=_caption(result), caption_justify="left", title_justify="left"
     )
     table.add_column("model", no_wrap=True)
-    for name in ("bits per byte" if by_bits else "accuracy %", "loss", "params", "flops"):
+    for name in (_METRICS[metric], "loss", "params", "flops"):
         table.add_column(name, justify="right", no_wrap=True)
 
     def add(name: str, row: Mapping[str, Any], style: str | None = None) -> None:
-        metric = _fixed(row.get("bits_per_byte"), 3) if by_bits else _percent(row.get("accuracy"))
-        params, flops = _fixed(row.get("params"), 0), _short(row.get("flops"))
-        table.add_row(name, metric, _fixed(row.get("loss"), 4), params, flops, style=style)
+        value = row.get(metric)
+        shown = _percent(value) if metric == "accuracy" else _fixed(value, 3)
+        params, flops = _fixed(row.get("params"), 0), short(row.get("flops"))
+        table.add_row(name, shown, _fixed(row.get("loss"), 4), params, flops, style=style)
 
     top = max((row["exit"] for row in chain), default=None)
     for row in chain:
@@ -197,15 +205,3 @@ def _fixed(value: float | None, digits: int | None = None) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _short(count: float | None) -> str:
-    """A count in three digits: 1,234,567 is 1.23 M."""
-    if count is None:
-        return "-"
-    for unit in ("", " k", " M", " G", " T"):
-        if count < 999.5 or unit == " T":
-            break
-        count /= 1000
-    digits = 0 if not unit or count >= 100 else 1 if count >= 10 else 2
-    return f"{count:,.{digits}f}{unit}"

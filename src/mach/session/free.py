@@ -175,7 +175,7 @@ class _Life:
         on with yet. One that comes back goes on at once."""
         if self._life > 0:
             return
-        deadline = time.monotonic() + self._seat.config.transport.start_timeout_s
+        deadline = time.monotonic() + self._seat.config.start_timeout_s
         for link in channels.links:
             while not (link.up or self._over or self._roster.is_gone(link.neighbour)):
                 if time.monotonic() > deadline:
@@ -198,7 +198,7 @@ class _Life:
         seat, k = self._seat, self._seat.rank.index
         try:
             files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
-            checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life)
+            checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.tokenizer)
             self._saved = step
         except (SaveError, OSError) as error:
             self._failed_saves += 1

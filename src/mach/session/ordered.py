@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from mach import checkpoint, runfolder
@@ -26,7 +27,7 @@ def train_ordered(seat: Seat) -> None:
             rank.store,
             seat.device,
             transport(rank, config),
-            config.transport,
+            replace(config.transport, start_timeout_s=config.start_timeout_s),
             identity={"run": rank.run_id, "config": fingerprint(config)},
             incarnation=rank.restarts,
             bind=config.launch.bind,
@@ -71,7 +72,9 @@ class Hooks:
         k = seat.rank.index
         try:
             files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
-            checkpoint.complete(seat.run_dir, step, k, files, seat.config, seat.rank.store)
+            checkpoint.complete(
+                seat.run_dir, step, k, files, seat.config, seat.rank.store, seat.tokenizer
+            )
         except SaveError as error:
             print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from mach.channels import Link, links
+from mach.channels import Link
 from mach.checkpoint import Checkpoint, load
 from mach.component import Component
 from mach.config import Config
 from mach.data import Batches, open_dataset
+from mach.data.tokenizers import Tokenizer, refuse_other
 from mach.launcher.preflight import resume_point
 from mach.metrics import Task
 from mach.optim import Optimizer
@@ -31,6 +32,8 @@ class Seat:
     task: Task
     assembly: Assembly
     batches: Batches
+    tokenizer: Tokenizer | None
+    """What made the data's tokens; every checkpoint describes it."""
     component: Component
     optimizers: Mapping[str, Optimizer]
     start: Checkpoint | None
@@ -42,8 +45,7 @@ class Seat:
 
     def links(self) -> list[Link]:
         """The edges of the whole chain."""
-        config = self.config
-        return links(self.assembly.payloads(), config.credits, config.feedback)
+        return self.assembly.links(self.device)
 
 
 def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
@@ -55,7 +57,10 @@ def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
     component, optimizers = assembly.component(k, device)
     start = resume_point(config, run_dir, k)
     if start is not None:
+        refuse_other(start.path, dataset.tokenizer, start.manifest.get("tokenizer"))
         load(start, k, component, optimizers)
+    batches = Batches(dataset, config.seed, config.microbatch_size, device, config.data.prefetch)
+    assembly.rehearse(k, component, batches)
     return Seat(
         rank=rank,
         config=config,
@@ -63,7 +68,8 @@ def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
         device=device,
         task=dataset.task,
         assembly=assembly,
-        batches=Batches(dataset, config.seed, config.microbatch_size, device),
+        batches=batches,
+        tokenizer=dataset.tokenizer,
         component=component,
         optimizers=optimizers,
         start=start,

@@ -6,6 +6,7 @@ from mach.trainer.faults import Faults
 from mach.trainer.free import FreeWorker, moves
 from mach.trainer.loop import Hooks, Trainer, program
 from mach.trainer.oracle import Oracle
+from mach.trainer.settle import settle
 from mach.trainer.simulation import Simulation
 from mach.trainer.step import Worker
 
@@ -21,4 +22,5 @@ __all__ = [
     "evaluate",
     "moves",
     "program",
+    "settle",
 ]

@@ -51,6 +51,7 @@ class Account:
             "staleness_steps": totals.staleness / max(1, totals.backwards),
             "wait_child_ms": change["wait_child_s"] * 1e3,
             "wait_parent_ms": change["wait_parent_s"] * 1e3,
+            "wait_data_ms": change["wait_data_s"] * 1e3,
             "busy_fraction": 1 - waited_s / elapsed_s,
             "samples_per_s": new_samples / elapsed_s if new_samples is not None else None,
             "bytes_up": change["bytes_up"],
@@ -72,6 +73,7 @@ class Account:
         return {
             "wait_child_s": sum(end.wait_s for end in child if end is not None),
             "wait_parent_s": sum(end.wait_s for end in parent if end is not None),
+            "wait_data_s": self._worker.wait_data_s,
             "bytes_up": channels.to_parent.bytes_sent if channels.to_parent else 0,
             "bytes_down": channels.to_child.bytes_sent if channels.to_child else 0,
         }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from mach.component import Component, Student
+from mach.channels import Link, links
+from mach.component import Component, Recomputing, Student
 from mach.config import Config
+from mach.data import Batches
 from mach.metrics import Task
 from mach.models import (
     Family,
+    autocast_dtypes,
     build_body,
     build_head,
     build_student,
@@ -31,24 +38,46 @@ class Assembly:
         self.family: Family = family_of(config, task)
         self.bodies = config.bodies()
         self.activations = self.family.activations([blocks.stop for blocks in self.bodies])
+        self._autocast_dtypes = cache(self._find_dtypes)
 
-    def payloads(self) -> list[TensorSpec]:
-        """What each component sends up, one microbatch of it."""
-        return [spec.batched(self.config.microbatch_size) for spec in self.activations]
+    def payloads(self, device_type: str = "cpu") -> list[TensorSpec]:
+        """What each component sends up, one microbatch of it, as it is made on such a device."""
+        specs = self.activations
+        if self.config.optim.precision == "bf16" and len(specs) > 1:
+            dtypes = self._autocast_dtypes("cuda" if device_type == "cuda" else "cpu")
+            specs = [replace(s, dtype=d) for s, d in zip(specs, dtypes, strict=True)]
+        return [spec.batched(self.config.microbatch_size) for spec in specs]
+
+    def _find_dtypes(self, device_type: str) -> list[torch.dtype]:
+        ends = [blocks.stop for blocks in self.bodies[:-1]]  # the top's goes nowhere
+        return [*autocast_dtypes(self.family, ends, device_type), self.activations[-1].dtype]
+
+    def links(self, device: torch.device) -> list[Link]:
+        """The edges of the whole chain, between components on such devices."""
+        config = self.config
+        payloads, wire_dtype = self.payloads(device.type), config.transport.wire_dtype
+        return links(payloads, config.credits, config.feedback, wire_dtype)
 
     def costs(self) -> Costs:
-        """Inference cost of every part, by a dry run on meta."""
+        """Inference cost of every part, by a dry run on meta; of somebody else's modules that do
+        not run there, on the CPU."""
+        try:
+            return self._costs(torch.device("meta"))
+        except Exception:
+            if not self.family.foreign:
+                raise
+            return self._costs(torch.device("cpu"))
+
+    def _costs(self, device: torch.device) -> Costs:
         inputs = [self.task.sample, *self.activations]
         students: dict[int, Cost] = {}
-        with torch.device("meta"):
-            bodies = [
-                Cost(*cost(build_body(self.family, blocks, 0), spec))
-                for blocks, spec in zip(self.bodies, inputs, strict=False)
-            ]
-            heads = [
-                Cost(*cost(build_head(self.family, spec, blocks, 0), spec))
-                for blocks, spec in zip(self.bodies, self.activations, strict=True)
-            ]
+        bodies: list[Cost] = []
+        heads: list[Cost] = []
+        with device:
+            for k in range(self.config.components):
+                body, head = self._body_and_head(k)
+                bodies.append(Cost(*cost(body, inputs[k])))
+                heads.append(Cost(*cost(head, self.activations[k], beside=body)))
             if self.config.student.enabled:
                 for k in range(1, self.config.components):
                     student = build_student(
@@ -60,9 +89,9 @@ class Assembly:
     def component(self, k: int, device: torch.device) -> tuple[Component, dict[str, Optimizer]]:
         """Component k on its device, and its optimizers by what they train."""
         config, top = self.config, k == self.config.components - 1
-        body = build_body(self.family, self.bodies[k], config.seed).to(device)
-        head = build_head(self.family, self.activations[k], self.bodies[k], config.seed)
-        head = head.to(device)
+        body, head = (module.to(device) for module in self._body_and_head(k))
+        if config.model.checkpointing:
+            body = Recomputing(body)
         chain = self._chain_optimizer(k, body, head if top else None)
         optimizers = {"chain": chain}
         head_optimizer = None
@@ -85,19 +114,45 @@ class Assembly:
             accumulate=config.accumulate,
             replay=config.replay,
             precision=config.optim.precision,
+            compiled=config.model.compile and device.type != "meta",
         )
         return component, optimizers
 
+    def rehearse(self, k: int, component: Component, batches: Batches) -> None:
+        """Let component k compile its modules, where it does: before the first step, and before
+        any neighbour waits for it.
+
+        Raises:
+            ConfigError: they cannot be compiled.
+        """
+        if not self.config.model.compile:
+            return
+        x, y = batches.train(0)
+        inputs = x
+        if k > 0:
+            spec = self.payloads(x.device.type)[k - 1]
+            inputs = torch.zeros(spec.shape, dtype=spec.dtype, device=x.device)
+        component.rehearse(inputs, x, y)
+
+    def _body_and_head(self, k: int) -> tuple[nn.Module, nn.Module]:
+        body = build_body(self.family, self.bodies[k], self.config.seed)
+        head = build_head(self.family, self.activations[k], self.bodies[k], self.config.seed)
+        if self.config.components == 1:
+            self.family.tie(body, head)
+        return body, head
+
     def _chain_optimizer(self, k: int, body: nn.Module, head: nn.Module | None) -> Optimizer:
         config = self.config
-        named = _named("body", body) + (_named("head", head) if head is not None else [])
-        matrices = frozenset(n for n, p in _named("body", body) if p.ndim == 2)
+        named = _named("body", body)
+        if head is not None:
+            taken = set(body.parameters())  # what head and body share is stepped once
+            named += [(name, p) for name, p in _named("head", head) if p not in taken]
         tau = staleness(config.components, k, config.effective_delay, config.accumulate)
         return Optimizer(
             named,
             config.optim,
             steps=config.steps,
-            matrices=matrices - _embeddings(body),
+            matrices=_matrices(body),
             tau=tau,
         )
 
@@ -115,6 +170,7 @@ class Assembly:
             optimizer,
             task_weight=config.student.task_weight,
             accumulate=config.accumulate,
+            dtype=self.payloads(device.type)[k - 1].dtype,
         )
         return student, optimizer
 
@@ -123,8 +179,13 @@ def _named(prefix: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
 
 
-def _embeddings(body: nn.Module) -> set[str]:
-    """Tables are looked up, not multiplied: Muon's orthogonal step is not meant for them."""
-    return {
-        f"body.{name}.weight" for name, m in body.named_modules() if isinstance(m, nn.Embedding)
-    }
+def _matrices(body: nn.Module) -> frozenset[str]:
+    """What Muon takes of a body: what multiplies. A table is looked up, and Muon's orthogonal step
+    is not meant for that."""
+
+    def weights_of(kind: type[nn.Module]) -> set[str]:
+        return {f"body.{name}.weight" for name, m in body.named_modules() if isinstance(m, kind)}
+
+    tables, kernels = weights_of(nn.Embedding), weights_of(_ConvNd)
+    multiplying = {n for n, p in _named("body", body) if p.ndim == 2 or n in kernels}
+    return frozenset(multiplying - tables)

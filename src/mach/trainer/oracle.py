@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from mach.channels import connect_in_memory, links
+from mach.channels import connect_in_memory
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ScheduleError
 from mach.results import Outcome, result_of
 from mach.trainer.assemble import Assembly
 from mach.trainer.loop import Hooks, Trainer, program
+from mach.trainer.settle import settle
 from mach.trainer.step import Worker
 
 
@@ -51,15 +52,16 @@ class Oracle:
             hooks: one for each component; None listens to nothing.
             device: where everything lives; None is the CPU.
         """
-        self.config = config
-        self.assembly = Assembly(config, dataset.task)
         device = device or torch.device("cpu")
+        self.config = config = settle(config, dataset, device)
+        self.assembly = Assembly(config, dataset.task)
         batches = Batches(dataset, config.seed, config.microbatch_size, device)
-        chain = links(self.assembly.payloads(), config.credits, config.feedback)
+        chain = self.assembly.links(device)
         ends = connect_in_memory(chain, config.transport.timeout_s)
         self.trainers: list[Trainer] = []
         for k, channels in enumerate(ends):
             component, optimizers = self.assembly.component(k, device)
+            self.assembly.rehearse(k, component, batches)
             worker = Worker(k, component, channels, batches, device)
             actions = program(config, k, batches, 0)
             mine = hooks[k] if hooks else Quiet()

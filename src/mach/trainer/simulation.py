@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mach.channels import Channels, Edge, Header, Link, Receiver, Sender, links
+from mach.channels import Channels, Edge, Header, Link, Receiver, Sender
 from mach.component import Component
 from mach.config import Config
 from mach.data import Batches, Dataset
@@ -31,6 +31,7 @@ from mach.trainer.evaluate import evaluate
 from mach.trainer.faults import in_thirds
 from mach.trainer.free import FreeWorker, moves
 from mach.trainer.loop import Trainer
+from mach.trainer.settle import settle
 
 
 class VirtualClock:
@@ -83,7 +84,7 @@ class _TimedSender(Sender):
 
     def send(self, header: Header, payload: Tensor) -> None:
         wire = self._wire
-        copy = payload.detach().to(self.edge.payload.dtype, copy=True)
+        copy = self.edge.encoding(header.kind).round_trip(payload)
         wire.frames.append((self._clock.now() + wire.latency_s, header, copy))
 
     def close(self) -> None:
@@ -223,15 +224,15 @@ class Simulation:
             latency_s: how long a message is on its way, and a credit on its way back.
             device: where everything lives; None is the CPU.
         """
-        self.config, self.task = config, dataset.task
-        self.assembly = Assembly(config, dataset.task)
         self.device = device or torch.device("cpu")
+        self.config, self.task = settle(config, dataset, self.device), dataset.task
+        self.assembly = Assembly(self.config, dataset.task)
         self.batches = Batches(dataset, config.seed, config.microbatch_size, self.device)
         self.pace_s = list(pace_s) if pace_s is not None else [1.0] * config.components
         self.now_s = 0.0
         self.lives: list[Life | None] = [None] * config.components
         self._latency_s = latency_s
-        self._chain: list[Link] = links(self.assembly.payloads(), config.credits, config.feedback)
+        self._chain = self.assembly.links(self.device)
         self._saved: dict[int, Saved] = {}
         self._begun = [0] * config.components
         self._events: list[tuple[float, int, Callable[[], None]]] = []

@@ -32,6 +32,11 @@ class Worker:
         self._batches = batches
         self._device = device
 
+    @property
+    def wait_data_s(self) -> float:
+        """Seconds spent waiting for microbatches, or making them."""
+        return self._batches.wait_s
+
     def ready(self, action: Action) -> bool:
         """Whether `run` would not have to wait for a neighbour."""
         channels = self.channels

@@ -1,0 +1,82 @@
+"""What do rounded messages, bf16, compiling and checkpointing cost and save?
+
+python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds N] [--out FILE.json]
+python benchmarks/wire/main.py --mnist FILE.npz --text FILE --networks mnist resnet gpt
+python benchmarks/wire/main.py --networks memory compile
+python benchmarks/wire/main.py --markdown                  print the README's tables again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import environment
+from memory import memory
+from rich.console import Console
+from rich.markdown import Markdown
+from speed import speed
+from summary import markdown
+from variants import NETWORKS, train
+
+RESULT = Path(__file__).parent / "result.json"
+_console = Console(stderr=True)
+
+
+def main() -> None:
+    """Measure, or print again what was measured."""
+    options = _options()
+    out = options.out or (None if options.quick else RESULT)
+    if options.markdown:
+        print(markdown(json.loads((out or RESULT).read_text())))
+        return
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    if out is not None and out.exists():
+        result = json.loads(out.read_text())  # networks may be measured one at a time
+    for name in options.networks:
+        about, began_s = environment(), time.monotonic()
+        match name:
+            case "memory":
+                found = memory(quick=options.quick)
+            case "compile":
+                found = speed(quick=options.quick)
+            case _:
+                file = {"text": options.text, "npz": options.mnist}.get(NETWORKS[name].data)
+                found = train(name, file, options.seeds, options.quick, _tell)
+        result[name] = {"environment": about, "seconds": round(time.monotonic() - began_s), **found}
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1) + "\n")
+    console = Console()
+    console.width = max(console.width, 140)  # the tables are wide
+    console.print(Markdown(markdown(result)))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps; does it work?")
+    choices = [*NETWORKS, "memory", "compile"]
+    parser.add_argument("--networks", nargs="+", choices=choices, default=["digits"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
+    parser.add_argument("--text", help="any text, for gpt")
+    parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
+    parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
+    options = parser.parse_args()
+    for name in options.networks:
+        needs = NETWORKS[name].data if name in NETWORKS else ""
+        if (needs, options.mnist) == ("npz", None) or (needs, options.text) == ("text", None):
+            parser.error(f"{name} needs {'--mnist' if needs == 'npz' else '--text'} FILE")
+    return options
+
+
+def _tell(what: str) -> None:
+    _console.print(what, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What do the measurements say? From the JSON to the README's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median
+from typing import Any
+
+from variants import NETWORKS, VARIANTS
+
+Row = Sequence[str]
+_MOST = 0.005
+"""How much of its final loss a run may lose or win by the wire."""
+_HALF = 0.5
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Every table that `result` has the measurements for."""
+    blocks = ["## Result", _table(["", "measured", "aim", "met"], _aims(result))]
+    for name in NETWORKS:
+        if name in result:
+            blocks += [f"### {result[name]['about']}", _network(result[name])]
+    if "memory" in result:
+        blocks += ["### Memory", *_memory(result["memory"])]
+    if "compile" in result:
+        blocks += ["### Compiled bodies", _speed(result["compile"])]
+    return "\n\n".join([*blocks, "## Environment", _environment(result)])
+
+
+def relative(section: dict[str, Any], variant: str, key: str) -> list[float]:
+    """A variant's number as a fraction of float32's, for each seed."""
+    of = {(run["variant"], run["seed"]): run[key] for run in section["runs"]}
+    seeds = sorted({seed for _, seed in of})
+    return [of[variant, seed] / of["float32", seed] for seed in seeds]
+
+
+def _aims(result: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    for name in (n for n in NETWORKS if n in result):
+        for variant in ("bfloat16 wire", "int8 wire"):
+            change = mean(relative(result[name], variant, "loss")) - 1
+            met = "yes" if abs(change) <= _MOST else "**no**"
+            what = f"{name}: final loss with {variant}, mean of the seeds"
+            rows.append([what, f"{change:+.2%}", f"± {_MOST:.1%}", met])
+    for name in (n for n in NETWORKS if n in result):
+        halves = relative(result[name], "bfloat16 wire", "bytes")[0]
+        quarters = relative(result[name], "int8 wire", "bytes")[0]
+        rows.append([f"{name}: bytes, bfloat16", f"{halves:.3f}", "0.5", _near(halves, 0.5)])
+        rows.append([f"{name}: bytes, int8", f"{quarters:.3f}", "0.25", _near(quarters, 0.25)])
+    if "memory" in result:
+        for what, key in (("kept by autograd", "saved_mib"), ("peak memory", "grown_mib")):
+            without, with_it = (row[key] for row in result["memory"]["rows"])
+            share = with_it / max(without, 1e-9)
+            met = "yes" if share <= _HALF else "**no**"
+            rows.append([f"checkpointing: {what}", f"{share:.2f}", "≤ 0.5", met])
+    return rows
+
+
+def _near(value: float, aim: float) -> str:
+    """Headers and scales come on top."""
+    return "yes" if value <= aim + 0.03 else "**no**"
+
+
+def _network(section: dict[str, Any]) -> str:
+    quality = "bits_per_byte" if section["runs"][0]["accuracy"] is None else "accuracy"
+    rows: list[Row] = []
+    for variant in VARIANTS:
+        runs = [run for run in section["runs"] if run["variant"] == variant]
+        changes = [ratio - 1 for ratio in relative(section, variant, "loss")]
+        tests = [ratio - 1 for ratio in relative(section, variant, "test_loss")]
+        rows.append(
+            [
+                variant,
+                f"{mean(run['loss'] for run in runs):.4f}",
+                f"{mean(changes):+.2%} ({min(changes):+.2%} .. {max(changes):+.2%})",
+                f"{mean(tests):+.2%} ({min(tests):+.2%} .. {max(tests):+.2%})",
+                _quality([run[quality] for run in runs], quality),
+                f"{median(run['bytes'] for run in runs):,.0f}",
+                f"{median(run['step_ms'] for run in runs):.1f}",
+                f"{median(run['start_s'] for run in runs):.1f}",
+            ]
+        )
+    head = ["", "final loss", "of float32's", "test loss, of float32's", quality.replace("_", " ")]
+    return (
+        _table([*head, "bytes / microbatch and edge", "ms / step", "s to start"], rows)
+        + f"\n\n{section['steps']} steps of 4 microbatches, "
+        f"{len({run['seed'] for run in section['runs']})} seeds (mean, least .. most)."
+    )
+
+
+def _quality(values: list[float], what: str) -> str:
+    if what == "accuracy":
+        return f"{100 * mean(values):.1f} % ({100 * min(values):.1f} .. {100 * max(values):.1f})"
+    return f"{mean(values):.3f} ({min(values):.3f} .. {max(values):.3f})"
+
+
+def _memory(section: dict[str, Any]) -> list[str]:
+    rows = [
+        ["yes" if r["checkpointing"] else "no", f"{r['saved_mib']:.1f}", f"{r['grown_mib']:.0f}"]
+        for r in section["rows"]
+    ]
+    head = ["checkpointing", "MiB kept from forward to backward", "MiB by which the peak grew"]
+    return [f"{section['about']}.", _table(head, rows)]
+
+
+def _speed(section: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["name"],
+            f"{row['plain_ms']:.1f}",
+            f"{row['compiled_ms']:.1f}",
+            "{1:.2f} ({0:.2f} .. {2:.2f})".format(*row["faster"]),
+            f"{row['start_s']:.0f}",
+        ]
+        for row in section["rows"]
+    ]
+    head = ["one microbatch, one thread", "ms", "ms compiled", "times as fast", "s to compile"]
+    return _table(head, rows)
+
+
+def _environment(result: dict[str, Any]) -> str:
+    lines: list[str] = []
+    rows: list[Row] = []
+    for name, section in result.items():
+        e = section["environment"]
+        machine = (
+            f"- {e['cpu']}, {e['cores']} cores; {e['system']}; Python {e['python']}, "
+            f"torch {e['torch']}"
+        )
+        if machine not in lines:
+            lines.append(machine)
+        commit = (e["commit"] or "none yet")[:12] + " with changes" * e["changed"]
+        about = [f"`{e['command']}`", commit, e["date"], f"{e['load']:.2f}"]
+        rows.append([name, *about, f"{section['seconds']:,}"])
+    head = ["section", "command", "commit", "date", "load at the start", "s it took"]
+    return "\n".join([*lines, "", _table(head, rows)])
+
+
+def _table(head: Row, rows: Sequence[Row]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -1,0 +1,98 @@
+"""How is a network of one's own trained from Python, in a few lines?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mach.configfile import from_mapping
+from mach.errors import ConfigError
+from mach.introduce import default_run_dir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mach.config import Config
+
+Factory = Callable[..., "Sequence[nn.Module]"]
+
+
+def fit(
+    blocks: str | Factory,
+    data: str | Path | Mapping[str, Any],
+    *,
+    processes: bool = True,
+    **values: Any,
+) -> dict[str, Any]:
+    """Train a network, given as a function that returns its blocks, as a chain of components.
+
+    Args:
+        blocks: the function, or where it is: `package.module:function`. See
+            `mach.config.CustomConfig` for what it returns.
+        data: an .npz file, a folder in the MNIST layout, any other file for its bytes; or the
+            `data` part of a config, as in {"name": "digits"}.
+        processes: True starts a process for each component, as `mach train` does. They import the
+            function, so it has to be in a module, in the working directory or on PYTHONPATH: not in
+            a notebook. False trains the chain in this process, with the same numbers and as fast
+            as one process is.
+        values: of the config, as in components=4, delay=1, optim={"lr": 1e-3}; those of `model`
+            beside the function as in model={"balance": "time"}.
+
+    Returns:
+        The run's result: `chain`, `windows`, `samples_per_s` and more.
+
+    Raises:
+        MachError: something was refused, or a component fell.
+    """
+    config = _config(blocks, data, processes, values)
+    if not processes:
+        if config.schedule == "free":
+            raise ConfigError(
+                "mach.fit: expected schedule=sync or delayed in one process, where nobody is late; "
+                "got free. Set processes=True, or see mach.trainer.Simulation."
+            )
+        from mach.data import open_dataset
+        from mach.trainer import Oracle
+
+        return Oracle(config, open_dataset(config.data)).run()
+    from mach.launcher.app import launch
+
+    return dict(launch(config))
+
+
+def _config(
+    blocks: str | Factory,
+    data: str | Path | Mapping[str, Any],
+    processes: bool,
+    values: Mapping[str, Any],
+) -> Config:
+    place = blocks if isinstance(blocks, str) else _place_of(blocks)
+    if processes and place.startswith("__main__:"):
+        raise ConfigError(
+            f"mach.fit: expected a function in a module that other processes can import; got "
+            f"{place.partition(':')[2]} of the program itself. Move it into a file, or set "
+            "processes=False."
+        )
+    out = {"out": str(default_run_dir(datetime.now()))} if processes else {}
+    model = {"name": "custom", "factory": place, **values.get("model", {})}
+    return from_mapping({**out, **values, "model": model, "data": _source(data)})
+
+
+def _place_of(function: Factory) -> str:
+    name = getattr(function, "__qualname__", repr(function))
+    if not name.isidentifier():  # a lambda, a method, or a function inside a function
+        raise ConfigError(
+            f"mach.fit: expected a function at the top of a module, which can be found by its "
+            f"name; got {name}. Define it with `def` at the top."
+        )
+    return f"{function.__module__}:{name}"
+
+
+def _source(data: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        return dict(data)
+    path = Path(data)
+    name = "npz" if path.suffix == ".npz" else "idx" if path.is_dir() else "text"
+    return {"name": name, "path": str(path)}

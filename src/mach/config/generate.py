@@ -1,0 +1,52 @@
+"""What can `mach generate` be asked for?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mach.config.checks import at_least, one_of
+from mach.errors import ConfigError
+
+
+@dataclass
+class GenerateConfig:
+    """Arguments of `mach generate`, as key=value."""
+
+    run: str = "???"
+    """Run folder of a language model."""
+    prompt: str = "???"
+    """Text to go on from. Of a long one the model sees the last part, as much as its context."""
+    window: str | None = None
+    """j..i: student j, bodies j to i, head i; 0..i is the chain. None: the whole chain."""
+    tokens: int = 200
+    """Tokens to write."""
+    temperature: float = 0.8
+    """Logits are divided by it: below 1 the likely gets likelier; 0 always takes the likeliest."""
+    top_k: int | None = None
+    """Choose among so many of the likeliest tokens. None: among all."""
+    seed: int = 0
+    """The same seed writes the same text."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is a GPU."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ConfigError("prompt: expected some text to go on from; got none")
+        self.bounds()
+        at_least("tokens", self.tokens, 1)
+        at_least("temperature", self.temperature, 0)
+        if self.top_k is not None:
+            at_least("top_k", self.top_k, 1)
+        at_least("seed", self.seed, 0)
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+
+    def bounds(self) -> tuple[int, int | None]:
+        """First and last component; None is the top."""
+        if self.window is None:
+            return 0, None
+        first, dots, last = self.window.partition("..")
+        if not (dots and first.isdecimal() and last.isdecimal()):
+            raise ConfigError(
+                f"window: expected j..i, two numbers of components, as in 1..3; got {self.window!r}"
+            )
+        return int(first), int(last)

@@ -1,0 +1,169 @@
+"""What does a run leave that can predict, as one plain module?
+
+# j first component, i last component
+# chain 0..i     body 0 .. body i, head i
+# window j..i    student j, body j .. body i, head i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mach import checkpoint, runfolder
+from mach.config import Config, SequenceConfig
+from mach.configfile import load
+from mach.data import open_dataset
+from mach.data.tokenizers import Tokenizer
+from mach.errors import CheckpointError, ConfigError, RunFolderError
+from mach.metrics import Task
+from mach.shapes import TensorSpec
+from mach.trainer import Assembly
+
+
+class Window(nn.Module):
+    """A chain or a window of a run: a complete model, in one process.
+
+    It is in evaluation mode and computes in float32, whatever precision the run was trained in.
+    """
+
+    def __init__(self, student: nn.Module | None, bodies: Sequence[nn.Module], head: nn.Module):
+        super().__init__()
+        self.student = student
+        self.bodies = nn.ModuleList(bodies)
+        self.head = head
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From the raw input [B, ..] to the logits [N, C] of the head.
+
+        N is B; for a model that predicts a token after each of T, it is B * T.
+        """
+        h = x if self.student is None else self.student(x)
+        for body in self.bodies:
+            h = body(h)
+        logits_NC: Tensor = self.head(h)
+        return logits_NC
+
+
+class Run:
+    """A run folder that is read: its config, and any model of it.
+
+        run = Run("runs/mine")
+        model = run.window(0, 3)       # the chain of four components
+        logits = model(x)
+
+    A run may still be training: what it has saved so far is taken.
+    """
+
+    config: Config
+    """The run's own."""
+
+    def __init__(self, run_dir: Path | str, device: torch.device | None = None) -> None:
+        """
+        Args:
+            run_dir: its folder.
+            device: where the models go; None is the CPU.
+
+        Raises:
+            RunFolderError: it is no run folder.
+        """
+        self.run_dir = Path(run_dir)
+        self._device = device or torch.device("cpu")
+        if not (self.run_dir / runfolder.CONFIG).is_file():
+            found = "a folder without one" if self.run_dir.is_dir() else "no such folder"
+            raise RunFolderError(
+                f"run={run_dir}: expected a run folder, which has {runfolder.CONFIG}; got {found}. "
+                "It is what `mach train` printed as Result, or was given as out=."
+            )
+        self.config = load(self.run_dir / runfolder.CONFIG)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The one that the run was trained with, as its checkpoints have it; None without text."""
+        found = (self._find(k) for k in range(self.config.components))
+        return next((one.tokenizer for one in found if one is not None), None)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the run's data asks of its models. Of text the data itself is not needed."""
+        data = self.config.data
+        if isinstance(data, SequenceConfig) and self.tokenizer is not None:
+            sample = TensorSpec((data.context,), torch.int64)
+            return Task(sample, self.tokenizer.vocabulary, "bits_per_byte")
+        return open_dataset(data).task
+
+    @cached_property
+    def assembly(self) -> Assembly:
+        """How its components are put together. Not compiled: they run as they are."""
+        model = replace(self.config.model, compile=False)
+        return Assembly(replace(self.config, model=model), self.task)
+
+    def window(self, first: int = 0, last: int | None = None) -> Window:
+        """The chain `0..last` or the window `first..last`, as last saved.
+
+        Args:
+            first: component it begins at; above 0 its student stands in for what lies below.
+            last: component it ends at; None is the top.
+
+        Raises:
+            ConfigError: the run has no such window; says which there are.
+            CheckpointError: nothing is saved of it, or what is saved is damaged or of another
+                network.
+        """
+        last = self.config.components - 1 if last is None else last
+        self._check(first, last)
+        saved = {k: self._checkpoint(k) for k in range(first, last + 1)}  # before the slow part
+        components = []
+        for k, found in saved.items():
+            component, _ = self.assembly.component(k, self._device)
+            checkpoint.load_weights(found, k, component)
+            components.append(component)
+        student = components[0].student if first > 0 else None
+        return Window(
+            None if student is None else student.network,
+            [component.body for component in components],
+            components[-1].head,
+        )
+
+    def _check(self, first: int, last: int) -> None:
+        top, students = self.config.components - 1, self.config.student.enabled
+        if 0 <= first <= last <= top and (first == 0 or students):
+            return
+        if not students:
+            raise ConfigError(
+                f"window={first}..{last}: expected a chain, 0..0 to 0..{top}: the run in "
+                f"{self.run_dir} has student.enabled=false, and without students nothing can begin "
+                "above component 0. Train with student=distil to have windows."
+            )
+        raise ConfigError(
+            f"window={first}..{last}: expected j..i with 0 <= j <= i <= {top}: the run in "
+            f"{self.run_dir} has {top + 1} components."
+        )
+
+    def _find(self, k: int) -> checkpoint.Checkpoint | None:
+        """The last that component k has saved; that all have saved, unless each does by itself."""
+        if self.config.schedule == "free":
+            return checkpoint.latest_of(self.run_dir, k)
+        return checkpoint.latest(self.run_dir)
+
+    def _checkpoint(self, k: int) -> checkpoint.Checkpoint:
+        found = self._find(k)
+        if found is None:
+            who = f"component {k}" if self.config.schedule == "free" else "the run"
+            raise CheckpointError(
+                f"run={self.run_dir}: expected a checkpoint; {who} has saved none yet. Wait for "
+                "its end, or train with checkpoint.every=STEPS."
+            )
+        if found.manifest["components"] != self.config.components:
+            raise CheckpointError(
+                f"{found.path}: expected components={self.config.components}, as "
+                f"{self.run_dir / runfolder.CONFIG} has it; got a checkpoint of "
+                f"{found.manifest['components']}"
+            )
+        return found

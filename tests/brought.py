@@ -1,0 +1,195 @@
+"""Networks as a user brings them along: each function returns blocks, some of them mistaken."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + F.relu(self.linear(self.norm(x)))
+
+
+def vectors(width=12, depth=4):
+    """[10] -> [width], residual."""
+    return [nn.Linear(10, width), *(Residual(width) for _ in range(depth - 1))]
+
+
+def uneven(width=12):
+    """Six blocks, of which the second is as large as all others together."""
+    large = nn.Sequential(nn.Linear(width, 8 * width), nn.ReLU(), nn.Linear(8 * width, width))
+    return nn.Sequential(nn.Linear(10, width), large, *(Residual(width) for _ in range(4)))
+
+
+def with_logits():
+    """The last block makes the logits of four classes."""
+    return [nn.Linear(10, 12), Residual(12), nn.Sequential(nn.ReLU(), nn.Linear(12, 4))]
+
+
+def flat(width=8, depth=4):
+    """[8, 8] -> [width]."""
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+    return [first, *(Residual(width) for _ in range(depth - 1))]
+
+
+def picture(norm=True):
+    """Images [8, 8], with a batch norm."""
+    return [
+        nn.Sequential(
+            nn.Unflatten(1, (1, 8)),
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+        ),
+        nn.Sequential(nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2, padding=1)),
+        nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
+    ]
+
+
+class Causal(nn.Module):
+    """Each position gets the mean of those up to itself, through a linear layer."""
+
+    def __init__(self, width, peeks=False):
+        super().__init__()
+        self.norm, self.linear, self.peeks = nn.LayerNorm(width), nn.Linear(width, width), peeks
+
+    def forward(self, x):
+        h = self.linear(self.norm(x))
+        if self.peeks:
+            return x + h.mean(1, keepdim=True)
+        return x + h.cumsum(1) / torch.arange(1, h.shape[1] + 1, device=h.device).unsqueeze(-1)
+
+
+def writer(width=16, peeks=False):
+    return [nn.Embedding(256, width), Causal(width), Causal(width, peeks)]
+
+
+def writer_with_logits(width=16):
+    return [*writer(width), nn.Linear(width, 256)]
+
+
+class Reads(nn.Module):
+    """Cannot run on meta: it looks at its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 12)
+        self.scale = float(self.linear.weight.abs().max())  # nor be built there
+
+    def forward(self, x):
+        return self.linear(x) / self.scale if x.abs().sum() >= 0 else x
+
+
+def not_for_meta():
+    return [nn.Linear(10, 12), Reads(), Residual(12)]
+
+
+def own_head(activation, task):
+    return nn.Linear(activation.shape[0], task.classes, bias=False)
+
+
+def own_student(activation, task, config):
+    return nn.Linear(task.sample.shape[0], activation.shape[0])
+
+
+def wide_head(activation, task):
+    return nn.Linear(activation.shape[0], task.classes + 1)
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+not_a_function = 3
+
+
+def raises():
+    raise RuntimeError("no such luck")
+
+
+def nothing():
+    pass
+
+
+def empty():
+    return []
+
+
+def one_module():
+    return Residual(10)
+
+
+def functions():
+    return [nn.Linear(10, 12), F.relu]
+
+
+def shapes_that_do_not_meet():
+    return [nn.Linear(10, 12), Residual(12), nn.Sequential(nn.ReLU(), nn.Linear(16, 4))]
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def returns_a_tuple():
+    return [nn.Linear(10, 12), Pair()]
+
+
+def folds_the_batch():
+    return [nn.Linear(10, 12), nn.Flatten(0)]
+
+
+def dropout():
+    return [nn.Linear(10, 12), nn.Sequential(Residual(12), nn.Dropout(0.01)), Residual(12)]
+
+
+def no_dropout():
+    return [nn.Linear(10, 12), nn.Sequential(Residual(12), nn.Dropout(0.0)), Residual(12)]
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + 1e-3 * torch.randn_like(x)
+
+
+def noise():
+    return [nn.Linear(10, 12), Residual(12), Noisy()]
+
+
+class Counts(nn.Module):
+    calls: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+def counts():
+    return [nn.Linear(10, 12), nn.Sequential(nn.Linear(12, 12), Counts())]
+
+
+def shared():
+    linear = nn.Linear(12, 12)
+    return [nn.Linear(10, 12), linear, nn.Sequential(nn.ReLU(), linear)]
+
+
+def nothing_to_train():
+    return [nn.Linear(10, 12), nn.Sequential(nn.ReLU())]
+
+
+def overwrites():
+    return [nn.Linear(10, 12), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(12, 12))]
+
+
+def own_random_numbers():
+    import random
+
+    linear = nn.Linear(10, 12)
+    nn.init.constant_(linear.bias, random.random())
+    return [linear, Residual(12)]

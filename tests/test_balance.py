@@ -1,0 +1,53 @@
+"""Where a network is cut: compared with trying every cut."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+
+from mach.balance import partition
+
+
+def every_cut(blocks, parts):
+    for ends in combinations(range(1, blocks), parts - 1):
+        yield [b - a for a, b in pairwise([0, *ends, blocks])]
+
+
+def costs_of(sizes, cost):
+    stops = np.cumsum(sizes).tolist()
+    return [
+        cost(k, stop - size, stop) for k, (size, stop) in enumerate(zip(sizes, stops, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_cut_has_a_smaller_largest_part_and_none_as_small_is_more_even(seed):
+    """Whole numbers, so that sums are exact and cuts often tie; a part has costs of its own."""
+    random = np.random.default_rng(seed)
+    blocks = int(random.integers(1, 10))
+    parts = int(random.integers(1, blocks + 1))
+    weights = random.integers(0, 6, blocks)
+    first, enter, leave = int(random.integers(0, 6)), *random.integers(0, 4, (2, blocks + 1))
+
+    def cost(k, start, stop):
+        own = first if k == 0 else enter[start]
+        return float(weights[start:stop].sum() * (1 if k == 0 else 2) + own + leave[stop])
+
+    found = partition(blocks, parts, cost)
+    assert sum(found) == blocks
+    assert len(found) == parts
+    assert min(found) >= 1
+    best = min(
+        (max(costs), sum(c * c for c in costs))
+        for costs in (costs_of(sizes, cost) for sizes in every_cut(blocks, parts))
+    )
+    mine = costs_of(found, cost)
+    assert (max(mine), sum(c * c for c in mine)) == best
+
+
+def test_equal_blocks_are_divided_as_equally_as_can_be():
+    assert sorted(partition(10, 4, lambda k, start, stop: 0.1 * (stop - start))) == [2, 2, 3, 3]
+
+
+def test_a_hundred_blocks_are_cut_within_a_second():
+    assert sum(partition(110, 16, lambda k, start, stop: float(stop - start))) == 110

@@ -1,0 +1,424 @@
+"""A network of one's own: the same numbers as in one process, and what mach cannot train."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import brought
+import mach
+from clouds import clouds, make, weights
+from mach import runfolder
+from mach.api import _config
+from mach.component.losses import target_loss
+from mach.config import DigitsConfig, StudentConfig, TextConfig
+from mach.configfile import from_mapping, from_yaml, load, to_yaml
+from mach.data import Batches, Dataset, open_dataset
+from mach.errors import ConfigError
+from mach.launcher.compose import compose
+from mach.launcher.preflight import _goes_on_from, preflight
+from mach.metrics import Task
+from mach.models import gpt, mlp, resnet
+from mach.models.defaults import student_for
+from mach.shapes import TensorSpec
+from mach.trainer import Oracle, settle
+from mach.trainer.settle import inherit
+from runs import SMALL, assert_same_tensors, result, scores
+from spawn import TORCHRUN, TRAIN, assert_none_left, run
+
+CPU = torch.device("cpu")
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return clouds()
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> Dataset:
+    file = tmp_path_factory.mktemp("text") / "letters.txt"
+    file.write_bytes(b"to be or not to be, that is the question: " * 40)
+    return open_dataset(TextConfig(path=str(file), context=8, test_samples=32))
+
+
+def own(factory: str, components: int = 2, model: dict | None = None, **overrides: object):
+    """A small run of a network in tests/brought.py."""
+    values = asdict(make(components, **overrides))
+    network = {"name": "custom", "factory": f"brought:{factory}", **(model or {})}
+    return from_mapping({**values, "model": network})
+
+
+# --- the chain is the network ------------------------------------------------------------------
+
+
+def back_propagation(config, dataset, top=None):
+    """The blocks as the factory returns them, trained by `loss.backward()` in one process."""
+    oracle = Oracle(config, dataset)  # for its first weights and its optimizers, no more
+    components = [t.worker.component for t in oracle.trainers]
+    blocks = [
+        block for c in components for name, block in c.body.named_children() if name != "stem"
+    ]
+    network = nn.Sequential(*blocks, components[-1].head)
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    for step in range(config.steps):
+        for b in range(step * config.accumulate, (step + 1) * config.accumulate):
+            x, y = batches.train(b)
+            loss = target_loss(network(x), components[-1].targets(y))
+            (loss / config.accumulate).backward()
+        for component in components:
+            component._update.step(step)
+    return weights(oracle)
+
+
+@pytest.mark.parametrize("factory", ["vectors", "uneven", "with_logits", "not_for_meta"])
+@pytest.mark.parametrize("components", [1, 2, 3])
+def test_without_delay_the_chain_is_the_network_bit_by_bit(dataset, factory, components):
+    config = own(factory, components, steps=5, model={"logits": factory == "with_logits"})
+    oracle = Oracle(config, dataset)
+    oracle.run()
+    reference = back_propagation(config, dataset)
+    mine = weights(oracle)
+    assert mine.keys() == reference.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, reference[name]), name
+
+
+@pytest.mark.parametrize(("factory", "logits"), [("writer", False), ("writer_with_logits", True)])
+def test_a_language_model_of_ones_own_is_the_network_bit_by_bit(letters, factory, logits):
+    config = own(factory, 3, steps=5, model={"logits": logits})
+    oracle = Oracle(config, letters)
+    found = oracle.run()
+    for name, value in back_propagation(config, letters).items():
+        assert torch.equal(weights(oracle)[name], value), name
+    assert 0 < found["chain"][-1]["bits_per_byte"] < 9
+
+
+def test_the_cut_changes_no_weight(dataset):
+    def by_block(components, **model):
+        config = own("vectors", components, model={"arguments": {"depth": 5}, **model})
+        return {n.partition(".")[2]: v for n, v in weights(Oracle(config, dataset)).items()}
+
+    whole = by_block(1)
+    for cut in (by_block(2), by_block(3, balance=[1, 3, 1]), by_block(5)):
+        assert cut.keys() == whole.keys()
+        assert all(torch.equal(cut[name], whole[name]) for name in whole)
+
+
+def test_first_weights_are_those_that_the_factory_draws_and_depend_on_the_seed(dataset):
+    one, other = (weights(Oracle(own("vectors", 1, seed=seed), dataset)) for seed in (0, 1))
+    assert not torch.equal(one["0.block0.weight"], other["0.block0.weight"])
+
+
+def test_delay_and_students_run_on_every_rank_of_activation(dataset, letters):
+    """Vectors by an MLP, images by convolutions, positions by a causal transformer."""
+    digits = open_dataset(DigitsConfig())
+    small = {"enabled": True, "width": 8}
+    for factory, data, kind in [
+        ("vectors", dataset, mlp.ResidualBlock),
+        ("picture", digits, resnet.Convolve),
+        ("writer", letters, gpt.Block),
+    ]:
+        config = own(factory, 2, delay=1, steps=3, student=small, eval={"samples": 8})
+        oracle = Oracle(config, data)
+        student = oracle.trainers[1].worker.component.student.network
+        assert any(isinstance(part, kind) for part in student.modules()), factory
+        found = oracle.run()
+        assert [(w["first"], w["last"]) for w in found["windows"]] == [(1, 1)]
+        assert all(row["params"] > 0 and row["loss"] > 0 for row in found["chain"])
+
+
+def test_a_students_guess_sees_no_later_token(letters):
+    """It would tell the heads above it what they are to predict."""
+    config = own("writer", 2, student={"enabled": True, "width": 8})
+    student = Oracle(config, letters).trainers[1].worker.component.student.network
+    tokens = torch.arange(16).view(2, 8)
+    other = tokens.clone()
+    other[:, -1] += 1
+    assert torch.equal(student(tokens)[:, :-1], student(other)[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("sample", "shape"),
+    [((3, 16, 16), (16, 12)), ((3, 16, 16), (17, 12)), ((6, 5), (6, 12)), ((7, 3), (4, 12))],
+)
+def test_positions_are_made_of_patches_of_vectors_or_of_anything(sample, shape):
+    """16 patches of an image, with a class token 17; positions of a sequence; else an MLP."""
+    task = Task(TensorSpec(sample), 4, "accuracy")
+    student = student_for(TensorSpec(shape), task, StudentConfig(width=8))
+    assert student(torch.randn(3, *sample)).shape == (3, *shape)
+
+
+def test_a_head_and_a_student_of_ones_own_are_used(dataset):
+    own_ones = {"head": "brought:own_head", "student": "brought:own_student"}
+    config = own("vectors", 2, student={"enabled": True}, model=own_ones)
+    parts = Oracle(config, dataset).trainers[1].worker.component.modules()
+    assert [type(parts[name]) for name in ("head", "student")] == [nn.Linear, nn.Linear]
+    assert parts["head"].bias is None
+
+
+def test_dropout_with_probability_0_is_none(dataset):
+    assert settle(own("no_dropout"), dataset).model.depth == 3
+
+
+# --- what was found is kept --------------------------------------------------------------------
+
+
+def test_the_number_of_blocks_is_found_and_kept_in_the_config(dataset):
+    config = settle(own("uneven", 3), dataset)
+    assert config.model.depth == 6
+    assert config.bodies() == [range(2), range(2, 4), range(4, 6)]
+    assert from_yaml(to_yaml(config)) == config
+    assert settle(config, dataset) == config
+
+
+@pytest.mark.parametrize("balance", ["params", "time"])
+def test_the_large_block_is_left_to_itself(dataset, balance):
+    """Wide enough that time is not all overhead: the second block takes as long as the others."""
+    width = {"arguments": {"width": 12 if balance == "params" else 192}}
+    config = own("uneven", 3, microbatch_size=64, model={"balance": balance, **width})
+    found = settle(config, dataset).model.balance
+    assert sum(found) == 6
+    assert found[0] in (1, 2), found
+    assert max(found) >= 3, found
+
+
+def test_a_config_that_is_not_settled_is_no_equal_cut(dataset):
+    with pytest.raises(ConfigError, match="expected a config whose cut has been found"):
+        own("vectors").bodies()
+    assert len(make(2, model={"balance": "params"}).model.balance) == 6
+    with pytest.raises(ConfigError, match=r"model.balance=params: expected .* Call mach.trainer"):
+        make(2, model={"balance": "params"}).bodies()
+
+
+# --- refused -----------------------------------------------------------------------------------
+
+
+def says(config, dataset) -> str:
+    with pytest.raises(ConfigError) as refused:
+        settle(config, dataset)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("missing", "brought:missing: expected a function missing in module brought; it has none"),
+        ("not_a_function", "expected a function; got int"),
+        ("raises", "expected brought:raises to return; it raised RuntimeError: no such luck"),
+        ("nothing", "expected a list of nn.Module blocks or an nn.Sequential; got nothing"),
+        ("empty", "expected a list of nn.Module .*; got an empty list"),
+        ("one_module", "expected a list of nn.Module .*; got one Residual. Return its layers"),
+        ("functions", "block 1: expected an nn.Module; got function"),
+        (
+            "shapes_that_do_not_meet",
+            r"block 2 \(Sequential\): expected it to take what block 1 returns, float32\[12\] of "
+            r"each sample; it begins with Linear\(in_features=16, .* shapes cannot be multiplied",
+        ),
+        ("returns_a_tuple", r"block 1 \(Pair\): expected one tensor .*float32\[12\].*; got tuple"),
+        ("folds_the_batch", r"block 1 \(Flatten\): expected float\[2, ..\] .*; got float32\[24\]"),
+        (
+            "dropout",
+            r"block 1 \(Sequential\): expected the same output float32\[2, 12\] for the same input "
+            r".*apart. It has 1 = Dropout\(p=0.01, inplace=False\). Set dropout to 0",
+        ),
+        (
+            "noise",
+            r"block 2 \(Noisy\): expected the same output .*; got outputs up to 0\.\d+ apart",
+        ),
+        ("counts", r"block 1 .*: expected buffers that a forward leaves .*; it changed 1.calls"),
+        (
+            "shared",
+            r"block 2 .*: expected parameters of its own in component 2; 1.weight is weight of "
+            "block 1 in component 1",
+        ),
+        ("nothing_to_train", r"component 1 \(blocks 1 to 1\): expected parameters to train"),
+        ("overwrites", r"block 1 .*: expected its input to stay .*component 1 .* in place"),
+        ("own_random_numbers", r"block 0 \(Linear\): expected the same first weights"),
+        ("vectors", None),
+    ],
+)
+def test_blocks_that_mach_cannot_train_are_refused(dataset, factory, message):
+    config = own(factory, 3 if factory == "shared" else 2)
+    if message is None:
+        settle(config, dataset)
+        return
+    said = says(config, dataset)
+    print(said)
+    assert re.search(message, said), said
+    assert said.startswith(("model.factory=brought:", "component 1"))
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"factory": "nowhere.at.all:f"}, "expected a module that can be imported; got none named"),
+        ({"factory": "brought.py"}, "expected package.module:function; got 'brought.py'"),
+        ({"arguments": {"heigth": 3}}, "raised TypeError: .*heigth"),
+        ({"arguments": [3]}, r"model.arguments: expected names with values, .*; got \[3\]"),
+        ({"depth": 3}, r"expected model.depth=3 blocks; it returned 4"),
+        ({"blocks": 2}, "model.blocks: expected none, as model.factory says"),
+        ({"balance": [1, 2]}, r"sum to model.depth=4; got \[1, 2\], which is 3"),
+        ({"logits": True}, r"model.logits=true: expected the last block to return \[4\] .*float32"),
+        ({"head": "brought:wide_head"}, r"model.head: expected logits float32\[2, 4\] .*\[2, 5\]"),
+        ({"head": "brought:nothing"}, "model.head=brought:nothing: .*raised TypeError"),
+        ({"student": "brought:own_head"}, "model.student=.*raised TypeError"),
+    ],
+)
+def test_a_wrong_value_of_the_model_is_refused(dataset, model, message):
+    with pytest.raises(ConfigError, match=message):
+        settle(own("vectors", model=model, student={"enabled": True}), dataset)
+
+
+def test_more_components_than_blocks_are_refused(dataset):
+    said = says(own("vectors", 5), dataset)
+    assert said.startswith("components: expected at most 4, one for each block that model.factory=")
+
+
+def test_blocks_that_see_the_token_they_are_to_predict_are_refused(letters):
+    said = says(own("writer", model={"arguments": {"peeks": True}}), letters)
+    assert "expected blocks that see no later token" in said
+
+
+def test_shared_parameters_in_one_component_are_allowed(dataset):
+    config = own("shared", 2, model={"balance": [1, 2]})
+    oracle = Oracle(config, dataset)
+    oracle.run()
+    body = oracle.trainers[1].worker.component.body
+    assert body.block1.weight is body.block2[1].weight
+
+
+# --- in processes ------------------------------------------------------------------------------
+
+FACTORY = """
+from torch import nn
+
+
+def blocks(width=16):
+    return [nn.Linear(64, width), *(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width),
+            nn.ReLU()) for _ in range(3))]
+
+
+def flat(width=16):
+    return [nn.Flatten(), *blocks(width)]
+"""
+
+OURS = [word for word in SMALL if not word.startswith("model.")]
+CUSTOM = [*OURS, "model=custom", "model.factory=mine:flat", "model.arguments={width:12}"]
+
+
+@pytest.mark.timeout(400)
+def test_a_file_in_the_folder_where_the_command_is_typed_is_trained_by_processes(
+    tmp_path, monkeypatch
+):
+    """The factory is found there by the launcher, by its ranks and by those of torchrun; the ranks
+    train what the oracle trains, cut as has been measured before the run."""
+    (tmp_path / "mine.py").write_text(FACTORY)
+    done = run([*TRAIN, *CUSTOM, "model.balance=time", "out=run"], tmp_path)
+    assert done.code == 0, done
+    config = load(tmp_path / "run" / "config.yaml")
+    assert config.model.depth == 5
+    assert isinstance(config.model.balance, list)
+    balance = f"model.balance={config.model.balance}".replace(" ", "")
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *CUSTOM, balance, "out=other"]
+    other = run(command, tmp_path, OMP_NUM_THREADS="1")
+    assert other.code == 0, other
+    assert scores(tmp_path / "other") == scores(tmp_path / "run")
+    assert_same_tensors(*(tmp_path / out / "checkpoints/step-20" for out in ("run", "other")))
+    monkeypatch.chdir(tmp_path)
+    oracle = Oracle(config, open_dataset(config.data)).run()
+    assert oracle["chain"] == result(tmp_path / "run")["chain"]
+    assert_none_left(tmp_path)
+
+
+@pytest.mark.parametrize("resume", ["auto", "run"])
+def test_a_run_that_goes_on_keeps_its_cut_and_does_not_measure_again(tmp_path, resume):
+    """No measurement would find [1, 3] of four equal blocks."""
+    overrides = ["components=2", "model=custom", "model.factory=brought:flat", "launch.device=cpu"]
+    out = tmp_path / ("run" if resume == "auto" else "new")
+    asked = compose([*overrides, "model.balance=time", f"out={out}"])
+    if resume != "auto":
+        asked = replace(asked, resume=str(tmp_path / resume))
+    before = compose([*overrides, "model.balance=[1,3]", "model.depth=4", f"out={tmp_path}/run"])
+    runfolder.claim(tmp_path / "run", before)
+    if resume == "auto":
+        found = preflight(replace(asked, resume="auto"), out, 2)
+    else:
+        found = inherit(asked, _goes_on_from(asked, out))
+    assert found.model == before.model
+    assert load(tmp_path / "run" / "config.yaml").model == before.model
+
+
+@pytest.mark.timeout(200)
+def test_a_mistake_in_the_factory_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    done = run([*TRAIN, *CUSTOM, "model.factory=mine:blocks", "out=run"], tmp_path)
+    assert done.code == 2, done
+    assert re.match(
+        r"mach: model.factory=mine:blocks: block 0 \(Linear\): expected it to take the raw sample, "
+        r"float32\[8, 8\] of each sample; it begins with Linear\(in_features=64",
+        done.stderr,
+    ), done
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert_none_left(tmp_path)
+
+
+# --- from Python -------------------------------------------------------------------------------
+
+
+def test_fit_trains_the_chain_in_this_process_as_the_config_does():
+    values = {"components": 2, "steps": 3, "student": {"enabled": False}}
+    found = mach.fit(brought.flat, {"name": "digits"}, processes=False, **values)
+    model = {"name": "custom", "factory": "brought:flat"}
+    config = from_mapping({**values, "model": model, "data": {"name": "digits"}})
+    assert found["chain"] == Oracle(config, open_dataset(config.data)).run()["chain"]
+
+
+def test_fit_takes_a_path_for_the_kind_of_file_it_is(tmp_path):
+    names = {"mine.npz": "npz", "words.txt": "text", ".": "idx"}
+    for file, name in names.items():
+        (tmp_path / file).touch()
+        found = _config(brought.flat, tmp_path / file, True, {"model": {"balance": "time"}}).data
+        assert (found.name, Path(found.path)) == (name, tmp_path / file)
+
+
+def test_fit_refuses_what_other_processes_cannot_import():
+    def inner():
+        return brought.flat()
+
+    for function in (inner, lambda: brought.flat()):
+        with pytest.raises(ConfigError, match="expected a function at the top of a module"):
+            mach.fit(function, {"name": "digits"}, processes=False)
+    with pytest.raises(ConfigError, match="other processes can import; got blocks of the program"):
+        mach.fit("__main__:blocks", {"name": "digits"})
+    with pytest.raises(ConfigError, match="expected schedule=sync or delayed in one process"):
+        mach.fit(brought.flat, {"name": "digits"}, processes=False, schedule="free")
+
+
+# --- the example -------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(400)
+def test_the_example_trains_a_hugging_face_model_by_the_command_it_opens_with(tmp_path):
+    pytest.importorskip("transformers", reason="needs pip install 'mach[examples]'")
+    example = Path(__file__).parents[1] / "examples" / "hugging_face.py"
+    shutil.copy(example, tmp_path)
+    (tmp_path / "FILE").write_bytes(b"to be or not to be, that is the question: " * 40)
+    opening = ast.get_docstring(ast.parse(example.read_text()))
+    command = re.search(r"mach train (.*?)\n\n", opening, re.DOTALL)[1].replace("\\\n", " ")
+    smaller = "model.arguments={layers:1,width:16,context:16}"
+    words = [*command.split(), *OURS, smaller, "data.context=16", "data.test_samples=32"]
+    done = run([*TRAIN, *words, "steps=4", "out=run"], tmp_path, deadline_s=300)
+    assert done.code == 0, done
+    assert 0 < result(tmp_path / "run")["chain"][-1]["bits_per_byte"] < 9
+    assert load(tmp_path / "run" / "config.yaml").model.depth == 3
+    assert_none_left(tmp_path)
