@@ -112,9 +112,9 @@ def test_who_is_not_heard_for_too_long_is_missed(roster):
         assert silence.broken_by() is None
     roster.enter(1)
     roster.beat(1, Beat(0, 1))
-    now_s = 40.0
+    now_s = 49.0
     assert silence.broken_by() is None
-    now_s = 42.0
+    now_s = 51.0
     assert silence.broken_by() == 2
 
 
