@@ -241,11 +241,11 @@ def fill(disk: Path) -> Path:
 
 def test_a_save_that_fails_says_why_and_leaves_the_last_good_one(small_disk, a_chain):
     component, optimizers, config = a_chain
-    files = checkpoint.save(small_disk, 1, 0, component, optimizers)
+    files = checkpoint.save(small_disk, 1, 0, checkpoint.tensors_of(component, optimizers))
     checkpoint.seal(small_disk, 1, 0, files, config, life=0)
     fill(small_disk)
     with pytest.raises(SaveError, match=r"the checkpoint of step 2 .*: No space left on device"):
-        checkpoint.save(small_disk, 2, 0, component, optimizers)
+        checkpoint.save(small_disk, 2, 0, checkpoint.tensors_of(component, optimizers))
     found = checkpoint.latest_of(small_disk, 0)
     assert found is not None
     assert found.step == 1

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from mach.errors import ConfigError
-from mach.roster import Beat, Pulse, Roster
+from mach.roster import Beat, Pulse, Roster, Silence
 
 
 def a_store() -> dist.TCPStore:
@@ -98,7 +98,58 @@ def test_the_pulse_tells_once_that_the_run_is_over(roster):
     assert seen.wait(10)
     pulse.stop()
     assert (over, lost) == ([1], [])
-    assert roster.last_beat(0) == Beat(0, 1)
+    last = roster.last_beat(0)
+    assert last == Beat(0, 1, number=last.number)
+
+
+def test_who_is_not_heard_for_too_long_is_missed(roster):
+    now_s = 0.0
+    silence = Silence(roster, {1, 2}, start_s=100, longest_s=10, now=lambda: now_s)
+    for number in range(4):  # 2 beats on, 1 is still starting
+        now_s += 10
+        roster.enter(2)
+        roster.beat(2, Beat(0, 1, number=number))
+        assert silence.broken_by() is None
+    roster.enter(1)
+    roster.beat(1, Beat(0, 1))
+    now_s = 49.0
+    assert silence.broken_by() is None
+    now_s = 51.0
+    assert silence.broken_by() == 2
+
+
+def test_a_beat_of_an_earlier_start_is_no_sign_of_life_and_none_of_death(roster):
+    now_s = 0.0
+    roster.enter(1)
+    roster.beat(1, Beat(0, 1, number=700))
+    silence = Silence(roster, {1}, start_s=100, longest_s=10, now=lambda: now_s)
+    now_s = 99.0
+    assert silence.broken_by() is None
+    now_s = 101.0
+    assert silence.broken_by() == 1
+
+
+def test_the_pulse_tells_once_who_is_missed(roster):
+    missed = []
+    seen = Event()
+
+    def on_silent(component: int) -> None:
+        missed.append(component)
+        seen.set()
+
+    own = roster.clone()
+    pulse = Pulse(
+        own,
+        0,
+        lambda: Beat(0, 1),
+        on_over=lambda: None,
+        on_lost=lambda: None,
+        on_silent=on_silent,
+        silence=Silence(own, {1}, start_s=0.1, longest_s=0.1),
+    )
+    assert seen.wait(10)
+    pulse.stop()
+    assert missed == [1]
 
 
 def test_the_pulse_tells_that_the_store_is_gone():

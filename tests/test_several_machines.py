@@ -19,6 +19,7 @@ from mach.configfile import from_mapping, load
 from mach.errors import ChannelTimeoutError, ConfigError
 from mach.launcher.preflight import preflight
 from mach.rank import Rank, muster, transport
+from mach.report.jsonl import Follower
 from mach.topology import share_cores
 from netns import WIRE, Machine, two_machines, why_not
 from runs import SMALL, assert_same_tensors, checkpoint_steps, lines, result, scores
@@ -181,6 +182,20 @@ def test_a_component_that_is_killed_ends_the_run_on_both_machines(machines, tmp_
     assert "mach: component 1: " in a.stderr, a
     assert "component 2 is gone" in a.stderr, a
     assert checkpoint_steps(tmp_path / "run")
+
+
+@pytest.mark.parametrize("victim", [0, 3], ids=["beside the store", "far from it"])
+def test_a_death_in_a_free_run_ends_it_on_both_machines_with_all_saved(machines, tmp_path, victim):
+    """torchrun ends its own machine; the other one's components notice, and save."""
+    free = [*ENDLESS, "launch=slurm", "schedule=free", "checkpoint.every=100000", "launch.hang_s=3"]
+    left = [k for k in range(4) if k // 2 != victim // 2]
+    with started(machines, tmp_path, *free) as commands:
+        logs = [tmp_path / f"run/component-{k}.jsonl" for k in range(4)]
+        commands[0].until(lambda: all(Follower(log).read() for log in logs))
+        kill(rank_of(tmp_path, victim))
+        a, b = both(commands, 1)
+    for k in left:
+        assert list((tmp_path / "run/checkpoints").glob(f"step-*/component-{k}.json")), f"{a}\n{b}"
 
 
 def test_torchrun_may_start_the_ranks_of_both_machines_again(machines, alone, tmp_path):

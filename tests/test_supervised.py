@@ -199,39 +199,44 @@ def test_when_the_launcher_is_killed_every_component_saves_and_ends(tmp_path):
 # --- who else may come -----------------------------------------------------------------------
 
 
-def test_everything_listens_on_loopback(tmp_path):
-    with Command([*TRAIN, *ENDLESS], tmp_path) as started:
-        started.until(lambda: has_begun(tmp_path))
-        listening = {
-            connection.laddr.ip
-            for process in [started.process, *tree(started)]
-            for connection in process.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        }
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A run that goes on until these tests are over, and its folder."""
+    folder = tmp_path_factory.mktemp("endless")
+    with Command([*TRAIN, *ENDLESS], folder) as started:
+        started.until(lambda: has_begun(folder))
+        yield started, folder
+
+
+def test_everything_listens_on_loopback(endless):
+    started, _ = endless
+    listening = {
+        connection.laddr.ip
+        for process in [started.process, *tree(started)]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
     assert listening == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("wrong", ["config", "run"])
-def test_a_stranger_is_refused_and_disturbs_nobody(tmp_path, wrong):
-    with Command([*TRAIN, *ENDLESS], tmp_path) as started:
-        started.until(lambda: has_begun(tmp_path))
-        store = store_of(tmp_path)
-        config = (tmp_path / "run/config.yaml").read_text()
-        if wrong == "config":
-            config = config.replace("seed: 0", "seed: 1")
-        else:
-            store = store[:-1] + "x"
-        stranger = tmp_path / "stranger"
-        stranger.mkdir()
-        (stranger / "config.yaml").write_text(config)
-        options = ["--component=0", f"--run={stranger}", store]
-        done = run([sys.executable, "-m", "mach.train", *options], stranger, deadline_s=30)
-        assert done.code == 2, done
-        assert f"has {wrong} " in done.stderr, done
-        assert "Traceback" not in done.stderr, done
-        assert not events(tmp_path, "died")
-        before = steps_of(tmp_path)
-        started.until(lambda: min(steps_of(tmp_path)) > max(before))
+def test_a_stranger_is_refused_and_disturbs_nobody(endless, tmp_path, wrong):
+    started, folder = endless
+    store = store_of(folder)
+    config = (folder / "run/config.yaml").read_text()
+    if wrong == "config":
+        config = config.replace("seed: 0", "seed: 1")
+    else:
+        store = store[:-1] + "x"
+    (tmp_path / "config.yaml").write_text(config)
+    options = ["--component=0", f"--run={tmp_path}", store]
+    done = run([sys.executable, "-m", "mach.train", *options], tmp_path, deadline_s=30)
+    assert done.code == 2, done
+    assert f"has {wrong} " in done.stderr, done
+    assert "Traceback" not in done.stderr, done
+    assert not events(folder, "died")
+    before = steps_of(folder)
+    started.until(lambda: min(steps_of(folder)) > max(before))
 
 
 # --- its parts, with components that train nothing -------------------------------------------

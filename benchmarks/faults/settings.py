@@ -128,6 +128,7 @@ def at_latency(settings: Settings, schedule: str, latency_ms: float) -> dict[str
     values = {
         **network(settings),
         **LONGER_THAN_WATCHED,
+        "checkpoint.every": 0,  # 1F1B saves nothing either, and `delayed` flushes for it
         "launch.bind": "auto",
         "schedule": schedule,
         "accumulate": settings.accumulate,

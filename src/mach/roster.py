@@ -17,9 +17,10 @@ started it, read them.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from threading import Event, Thread
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from mach.errors import ConfigError
 
 BEAT_S = 0.2
 """Time between two beats."""
+_LISTEN_EVERY = 5
+"""Beats of one's own for one look at those of the others."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Beat:
     """Grows with everything it does; a number that stands still is a component that hangs."""
     step: int = 0
     state: str = "starting"
-    """starting, training, saving, done (it goes on serving its neighbours), stopping or publishing
-    (it writes the run's result)."""
+    """starting, training, saving (it waits for the disk), done (it goes on serving its neighbours)
+    or publishing (it writes the run's result)."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """What it dropped, imagined and so on, in this life."""
+    number: int = 0
+    """Of this beat in this life: two are never the same."""
 
 
 class Roster:
@@ -152,6 +157,38 @@ class Roster:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
 
+class Silence:
+    """Which of the others has said nothing new for too long?"""
+
+    def __init__(
+        self,
+        roster: Roster,
+        others: Iterable[int],
+        start_s: float,
+        longest_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            start_s: until a component is heard. What is found at first may be left of a life
+                before.
+            longest_s: from then on, between two beats.
+        """
+        self._roster, self._start_s, self._longest_s, self._now = roster, start_s, longest_s, now
+        self._heard = {k: (roster.last_beat(k), now(), False) for k in others}
+
+    def broken_by(self) -> int | None:
+        """The first that is missed. Ask now and then; who is done goes on beating."""
+        now = self._now()
+        for k, (last, since, heard) in self._heard.items():
+            beat = self._roster.last_beat(k)
+            if beat != last:
+                self._heard[k] = (beat, now, True)
+            elif now - since > (self._longest_s if heard else self._start_s):
+                return k
+        return None
+
+
 class Pulse:
     """A thread that publishes a component's beat and watches for the end of the run."""
 
@@ -163,6 +200,8 @@ class Pulse:
         *,
         on_over: Callable[[], None],
         on_lost: Callable[[], None],
+        on_silent: Callable[[int], None] = lambda component: None,
+        silence: Silence | None = None,
     ) -> None:
         """
         Args:
@@ -170,9 +209,12 @@ class Pulse:
             describe: the beat to publish; must not wait for anything.
             on_over: called once, when every component is done or gone.
             on_lost: called once, when the store is gone and with it whoever started the run.
+            on_silent: called once, with a component that breaks the silence before the run is over.
+            silence: on the same connection; None where a supervisor listens.
         """
         self._roster, self._component, self._describe = roster, component, describe
-        self._on_over, self._on_lost = on_over, on_lost
+        self._on_over, self._on_lost, self._on_silent = on_over, on_lost, on_silent
+        self._silence = silence
         self._stop = Event()
         self._thread = Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
@@ -184,13 +226,20 @@ class Pulse:
 
     def _run(self) -> None:
         over = last = False
+        number = 0
         try:
             while not last:
                 last = self._stop.wait(BEAT_S)
-                self._roster.beat(self._component, self._describe())
+                number += 1
+                self._roster.beat(self._component, replace(self._describe(), number=number))
                 # A read: unlike a write it fails at once where the store is gone.
                 if self._roster.is_over() and not over:
                     over = True
                     self._on_over()
+                if self._silence is not None and not over and number % _LISTEN_EVERY == 0:
+                    missed = self._silence.broken_by()
+                    if missed is not None:
+                        self._silence = None
+                        self._on_silent(missed)
         except RuntimeError:  # DistNetworkError and its like
             self._on_lost()

@@ -13,6 +13,7 @@ from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of,
 from mach.checkpoint.loading import check_fit, load, load_weights
 from mach.checkpoint.saving import complete, save, seal, write_manifest
 from mach.checkpoint.state import dcp as warm_up
+from mach.checkpoint.state import tensors_of
 
 __all__ = [
     "Checkpoint",
@@ -26,6 +27,7 @@ __all__ = [
     "load_weights",
     "save",
     "seal",
+    "tensors_of",
     "verify",
     "warm_up",
     "write_manifest",

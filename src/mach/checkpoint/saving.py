@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mach.checkpoint.catalog import (
     FORMAT,
@@ -24,13 +25,11 @@ from mach.checkpoint.catalog import (
     step_dir,
     step_of,
 )
-from mach.checkpoint.state import dcp, tensors_of
-from mach.component import Component
+from mach.checkpoint.state import dcp
 from mach.config import Config
 from mach.configfile import fingerprint
 from mach.data.tokenizers import Tokenizer
 from mach.errors import SaveError
-from mach.optim import Optimizer
 from mach.runfolder import CHECKPOINTS, write_atomically
 
 
@@ -38,17 +37,20 @@ def save(
     run_dir: Path,
     step: int,
     k: int,
-    component: Component,
-    optimizers: Mapping[str, Optimizer],
+    tensors: Mapping[str, Tensor],
 ) -> dict[str, str]:
-    """Write component k's part. Returns the SHA-256 of each of its files."""
+    """Write component k's part: what `tensors_of` tells, or a copy of it.
+
+    Returns:
+        The SHA-256 of each of its files.
+    """
     folder = step_dir(run_dir, step) / f"component-{k}"
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that died here
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it works without a process group: meant so
-            dcp().save(tensors_of(component, optimizers), checkpoint_id=folder, no_dist=True)
+            dcp().save(dict(tensors), checkpoint_id=folder, no_dist=True)
         return {f"{folder.name}/{f.name}": digest_of(f) for f in sorted(folder.iterdir())}
     except BaseException as error:  # dcp's own exceptions are no Exception
         shutil.rmtree(folder, ignore_errors=True)

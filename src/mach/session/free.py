@@ -11,19 +11,23 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from types import FrameType
 from typing import Any
+
+from torch import Tensor
 
 from mach import checkpoint
 from mach.channels import Bell, Channels, connect_live
 from mach.config import Config
 from mach.configfile import fingerprint
-from mach.errors import SaveError, StoppedError
+from mach.errors import MachError, PeerLostError, StoppedError
 from mach.rank import Rank, age_s, transport
 from mach.report.reporter import build
-from mach.roster import Beat, Pulse, Roster
+from mach.roster import Beat, Pulse, Roster, Silence
 from mach.session.publish import publish
+from mach.session.saver import Saver
 from mach.session.seat import Seat
 from mach.trainer import Faults, FreeWorker, Trainer, moves
 
@@ -36,6 +40,7 @@ def train_free(seat: Seat) -> None:
     Raises:
         StoppedError: somebody asked this process to stop, or whoever started it is gone; what it
             had is saved.
+        PeerLostError: nobody supervises this run, and another component is gone or hangs; saved.
     """
     _Life(seat).run()
 
@@ -85,15 +90,18 @@ class _Life:
         self._state = "starting"
         self._over = False
         self._stopped_by = ""
+        self._error: type[MachError] = StoppedError
         self._worker: FreeWorker | None = None
-        self._saved = seat.first_step
-        self._failed_saves = 0
+        self._saver = Saver(self._write, seat.first_step, self._say)
+        roster = self._roster.clone()
         self._pulse = Pulse(
-            self._roster.clone(),
+            roster,
             seat.rank.index,
             self._beat,
             on_over=self._end,
             on_lost=lambda: self._end("the launcher is gone"),
+            on_silent=self._miss,
+            silence=None if seat.rank.supervised else self._silence(roster),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -144,9 +152,11 @@ class _Life:
 
     def flushed(self, step: int, last: bool) -> None:
         """Save, and after the last step tell what this component found."""
-        if step > self._saved:
+        if step > self._saver.asked:
             self._save(step)
         if last:
+            self._state = "saving"
+            self._saver.wait()
             self._state = "done"
             outcome = self._trainer.outcome()
             self._roster.finish(self._seat.rank.index, outcome.to_json())
@@ -192,26 +202,29 @@ class _Life:
         assert self._worker is not None
         self._worker.progress += 1
 
-    def _save(self, step: int) -> None:
-        """Write a checkpoint. Disks may take longer than training may stand still."""
-        state, self._state = self._state, "saving"
+    def _write(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """On the saver's thread."""
         seat, k = self._seat, self._seat.rank.index
-        try:
-            files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
-            checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.tokenizer)
-            self._saved = step
-        except (SaveError, OSError) as error:
-            self._failed_saves += 1
-            self._say(str(error))
+        files = checkpoint.save(seat.run_dir, step, k, tensors)
+        checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.tokenizer)
+
+    def _save(self, step: int) -> None:
+        """Begin to write a checkpoint; wait only where the one before is not yet written. Disks may
+        take longer than training may stand still."""
+        state, self._state = self._state, "saving"
+        self._saver.save(step, checkpoint.tensors_of(self._seat.component, self._seat.optimizers))
         self._state = state
 
     def _stop(self) -> None:
-        self._state = "stopping"
         step = self._seat.component.version
-        if step > self._saved:
+        if step > self._saver.asked:
             self._save(step)
+        self._state = "saving"
+        self._saver.wait()
         self._pulse.stop()
-        raise StoppedError(f"stopped at step {step} ({self._stopped_by}); saved step {self._saved}")
+        raise self._error(
+            f"stopped at step {step} ({self._stopped_by}); saved step {self._saver.saved}"
+        )
 
     def _beat(self) -> Beat:
         worker = self._worker
@@ -222,7 +235,7 @@ class _Life:
             progress=0 if worker is None else worker.progress,
             step=self._seat.component.version,
             state=self._state,
-            counters={**counts, "failed_saves": self._failed_saves},
+            counters={**counts, "failed_saves": self._saver.failed},
         )
 
     def _end(self, why: str = "") -> None:
@@ -230,6 +243,17 @@ class _Life:
         self._stopped_by = self._stopped_by or why
         self._over = True
         self._bell.ring()
+
+    def _silence(self, roster: Roster) -> Silence:
+        """torchrun ends all ranks of its own machine when one falls, but not those of others."""
+        config, k = self._seat.config, self._seat.rank.index
+        others = set(range(config.components)) - {k}
+        return Silence(roster, others, config.transport.start_timeout_s, config.launch.hang_s)
+
+    def _miss(self, component: int) -> None:
+        """Nobody would start it again."""
+        self._error = PeerLostError
+        self._end(f"component {component} was not heard for too long")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -71,7 +71,8 @@ class Hooks:
             return
         k = seat.rank.index
         try:
-            files = checkpoint.save(seat.run_dir, step, k, seat.component, seat.optimizers)
+            tensors = checkpoint.tensors_of(seat.component, seat.optimizers)
+            files = checkpoint.save(seat.run_dir, step, k, tensors)
             checkpoint.complete(
                 seat.run_dir, step, k, files, seat.config, seat.rank.store, seat.tokenizer
             )
