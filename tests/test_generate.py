@@ -44,7 +44,7 @@ def save(oracle, config, run_dir, steps=None):
         step = config.steps if steps is None else steps[k]
         if step is None:
             continue
-        mine = checkpoint.save(run_dir, step, k, component, {})
+        mine = checkpoint.save(run_dir, step, k, checkpoint.tensors_of(component, {}))
         files |= mine
         if steps is not None:
             checkpoint.seal(run_dir, step, k, mine, config, life=0, tokenizer=ByteTokenizer())

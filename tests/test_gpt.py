@@ -269,7 +269,7 @@ def test_a_tied_embedding_is_counted_and_saved_once(path, tmp_path):
 
     trainer = oracle.trainers[0]
     component, optimizers = trainer.worker.component, {"chain": trainer._optimizer}
-    files = checkpoint.save(tmp_path, 5, 0, component, optimizers)
+    files = checkpoint.save(tmp_path, 5, 0, checkpoint.tensors_of(component, optimizers))
     checkpoint.write_manifest(tmp_path, 5, files, config)
     saved = checkpoint.find(tmp_path)
     stored = stored_tensors(saved.path)

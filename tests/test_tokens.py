@@ -363,7 +363,8 @@ def save(run_dir: Path, config: TextConfig) -> Path:
     oracle, _ = train(config)
     trainer = oracle.trainers[0]
     optimizers = {"chain": trainer._optimizer}
-    files = checkpoint.save(run_dir, 2, 0, trainer.worker.component, optimizers)
+    tensors = checkpoint.tensors_of(trainer.worker.component, optimizers)
+    files = checkpoint.save(run_dir, 2, 0, tensors)
     tokenizer = open_dataset(config).tokenizer
     checkpoint.write_manifest(run_dir, 2, files, oracle.config, tokenizer)
     return checkpoint.find(run_dir).path
