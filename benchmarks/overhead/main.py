@@ -27,6 +27,7 @@ from startup import startup
 from summary import markdown
 from throughput import throughput
 from variants import VARIANTS, Settings, Variant
+
 from wire import wire
 
 SECTIONS = ("throughput", "wire", "memory", "constancy", "startup")
