@@ -1,6 +1,6 @@
 """What do rounded messages, bf16, compiling and checkpointing cost and save?
 
-python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds N] [--out FILE.json]
+python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds S ..] [--out FILE.json]
 python benchmarks/wire/main.py --mnist FILE.npz --text FILE --networks mnist resnet gpt
 python benchmarks/wire/main.py --networks memory compile
 python benchmarks/wire/main.py --markdown                  print the README's tables again
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,12 @@ def main() -> None:
     if out is not None and out.exists():
         result = json.loads(out.read_text())  # networks may be measured one at a time
     for name in options.networks:
-        about, began_s = environment(), time.monotonic()
-        match name:
-            case "memory":
-                found = memory(quick=options.quick)
-            case "compile":
-                found = speed(quick=options.quick)
-            case _:
-                file = {"text": options.text, "npz": options.mnist}.get(NETWORKS[name].data)
-                found = train(name, file, options.seeds, options.quick, _tell)
-        result[name] = {"environment": about, "seconds": round(time.monotonic() - began_s), **found}
-        if out is not None:
-            out.write_text(json.dumps(result, indent=1) + "\n")
+        here, began_s = environment(), time.monotonic()
+        for found in _measure(name, options, result.get(name, {})):
+            seconds = round(time.monotonic() - began_s)
+            result[name] = {"environment": here, "seconds": seconds, **found}
+            if out is not None:
+                out.write_text(json.dumps(result, indent=1) + "\n")
     console = Console()
     console.width = max(console.width, 140)  # the tables are wide
     console.print(Markdown(markdown(result)))
@@ -61,7 +56,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps; does it work?")
     choices = [*NETWORKS, "memory", "compile"]
     parser.add_argument("--networks", nargs="+", choices=choices, default=["digits"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--again", action="store_true", help="also what --out has already")
     parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
     parser.add_argument("--text", help="any text, for gpt")
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
@@ -72,6 +68,24 @@ def _options() -> argparse.Namespace:
         if (needs, options.mnist) == ("npz", None) or (needs, options.text) == ("text", None):
             parser.error(f"{name} needs {'--mnist' if needs == 'npz' else '--text'} FILE")
     return options
+
+
+def _measure(
+    name: str, options: argparse.Namespace, before: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What is known after each run; what is in the file already is kept."""
+    if name == "memory":
+        yield memory(quick=options.quick)
+    elif name == "compile":
+        yield speed(quick=options.quick)
+    else:
+        file = {"text": options.text, "npz": options.mnist}.get(NETWORKS[name].data)
+        seeds = [0] if options.quick else options.seeds
+        known = [] if options.again else before.get("runs", [])
+        for found in train(name, file, seeds, options.quick, known):
+            last = found["runs"][-1]
+            _tell(f"{name}, {last['variant']}, seed {last['seed']}: loss {last['loss']:.4f}")
+            yield found
 
 
 def _tell(what: str) -> None:

@@ -16,6 +16,7 @@ _HALF = 0.5
 
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
+    result = {name: _complete(section) for name, section in result.items()}
     blocks = ["## Result", _table(["", "measured", "aim", "met"], _aims(result))]
     for name in NETWORKS:
         if name in result:
@@ -25,6 +26,14 @@ def markdown(result: dict[str, Any]) -> str:
     if "compile" in result:
         blocks += ["### Compiled bodies", _speed(result["compile"])]
     return "\n\n".join([*blocks, "## Environment", _environment(result)])
+
+
+def _complete(section: dict[str, Any]) -> dict[str, Any]:
+    """With those seeds alone that every variant has been trained from."""
+    runs = section.get("runs", [])
+    seeds = [{run["seed"] for run in runs if run["variant"] == name} for name in VARIANTS]
+    whole = set.intersection(*seeds)
+    return {**section, "runs": [run for run in runs if run["seed"] in whole]} if runs else section
 
 
 def relative(section: dict[str, Any], variant: str, key: str) -> list[float]:

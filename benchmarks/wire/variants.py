@@ -7,7 +7,7 @@ processes, bit by bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ NETWORKS = {
         "ResNet-14 of width 8, MNIST",
         "npz",
         {"model": {"name": "resnet", "layers": 14, "width": 8}, "microbatch_size": 16},
-        25,
+        60,
     ),
     "gpt": Network(
         "GPT of 4 blocks, width 64, Tiny Shakespeare",
@@ -97,17 +97,25 @@ class Ear(Quiet):
 
 
 def train(
-    name: str, file: str | None, seeds: int, quick: bool, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Train every variant of a network from every seed; variants take turns."""
+    name: str, file: str | None, seeds: list[int], quick: bool, before: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Train every variant of a network from every seed, in turns.
+
+    Args:
+        before: runs that have been measured; they are not repeated.
+
+    Yields:
+        What is known after each run.
+    """
     network = NETWORKS[name]
-    runs = []
-    for seed in range(1 if quick else seeds):
+    steps = 8 if quick else network.steps
+    runs = [run for run in before if run["steps"] == steps]
+    for seed in seeds:
         for variant in VARIANTS:
-            found = _run(_config(network, variant, file, seed, 8 if quick else network.steps))
-            runs.append({"variant": variant, "seed": seed, **found})
-            tell(f"{name}, {variant}, seed {seed}: loss {found['loss']:.4f}")
-    return {"about": network.about, "steps": 8 if quick else network.steps, "runs": runs}
+            if not any((run["variant"], run["seed"]) == (variant, seed) for run in runs):
+                found = _run(_config(network, variant, file, seed, steps))
+                runs.append({"variant": variant, "seed": seed, "steps": steps, **found})
+                yield {"about": network.about, "steps": steps, "runs": runs}
 
 
 def _config(network: Network, variant: str, file: str | None, seed: int, steps: int) -> Config:
