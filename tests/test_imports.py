@@ -23,7 +23,7 @@ LINES = [
     "trainer",
     "checkpoint",
     "inference",
-    "report",
+    "report records",
     "launcher",
     "session",
     "train generate cli api",

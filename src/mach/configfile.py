@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -144,6 +144,27 @@ def load(path: Path) -> Config:
         return from_yaml(path.read_text())
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
+
+
+def unknown_keys(values: Mapping[str, Any]) -> list[str]:
+    """Dotted keys that a config of this version does not have, in `values` as `to_yaml` writes
+    them. Checks names alone, so it is quick; `from_mapping` checks everything."""
+    kinds: dict[str, Mapping[str, type]] = {"model": MODELS, "data": SOURCES}
+    unknown: list[str] = []
+    for part in fields(Config):
+        inner, kind = values.get(part.name), part.default_factory
+        if not isinstance(inner, Mapping) or not is_dataclass(kind):
+            continue
+        if part.name in kinds:
+            found = kinds[part.name].get(str(inner.get("name")))
+            if found is None:
+                unknown.append(f"{part.name}.name={inner.get('name')}")
+                continue
+            kind = found
+        known = {one.name for one in fields(kind)}
+        unknown += [f"{part.name}.{key}" for key in inner if key not in known]
+    known = {part.name for part in fields(Config)}
+    return [*(str(key) for key in values if key not in known), *unknown]
 
 
 def to_yaml(config: Config) -> str:

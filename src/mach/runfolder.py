@@ -19,7 +19,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -178,7 +178,7 @@ def _same_run(run_dir: Path, before: Config, config: Config) -> None:
 
 def differences(before: Config, now: Config) -> list[str]:
     """`key was a, is b` for every value that differs, `out` and `resume` aside."""
-    old, new = _flat(asdict(before)), _flat(asdict(now))
+    old, new = flat(asdict(before)), flat(asdict(now))
     return [
         f"{key} was {old.get(key)}, is {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -186,11 +186,12 @@ def differences(before: Config, now: Config) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys: `model.width` of `{"model": {"width": ..}}`."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

@@ -90,7 +90,7 @@ class Follower:
             return []
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [record for line in whole.splitlines() if (record := _parse(line)) is not None]
+        return [record for line in whole.splitlines() if (record := parse(line)) is not None]
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -109,14 +109,15 @@ def _forget_after(path: Path, step: int) -> None:
 
 
 def _logged_by(line: bytes, step: int) -> bool:
-    record = _parse(line)
+    record = parse(line)
     return record is not None and record.get("step", 0) <= step
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The object a line holds; None where it is half-written or otherwise damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
