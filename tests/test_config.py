@@ -213,7 +213,7 @@ def test_the_defaults_of_conf_are_those_of_the_dataclasses():
 
 def test_what_comes_later_wins_and_the_command_line_above_all():
     assert compose(["method=dgl"]).feedback == 0
-    assert compose(["method=dgl", "feedback=0.5"]).feedback == 0.5
+    assert compose(["method=dgl", "head.weight=0.5"]).head.weight == 0.5
     assert compose(["method=backprop"]).student.enabled is False
 
 

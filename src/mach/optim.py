@@ -49,6 +49,7 @@ class Optimizer:
         steps: int,
         matrices: frozenset[str] = frozenset(),
         tau: float = 0.0,
+        hops: int = 0,
     ) -> None:
         """
         Args:
@@ -58,9 +59,10 @@ class Optimizer:
             matrices: names of the parameters that Muon takes when it is asked for: matrices, and
                 kernels [out, in, ..].
             tau: staleness of their gradient in optimizer steps.
+            hops: how many components a late gradient has come down through.
         """
         self._named = dict(named)
-        self._config, self._steps, self._tau = config, steps, tau
+        self._config, self._steps, self._tau, self._hops = config, steps, tau, hops
         _spare_dynamo()
         taken = matrices if config.name == "muon" else frozenset()
         self._kernels = {n: _Matrix(p) for n, p in self._named.items() if n in taken and p.ndim > 2}
@@ -106,6 +108,8 @@ class Optimizer:
         factor = schedule_factor(index, self._steps, config.warmup, config.cosine)
         if config.correction == "rate":
             factor *= staleness_factor(index, self._steps, self._tau, config.correction_fraction)
+        elif config.correction == "shrink" and config.name != "sgd":  # sgd is given less gradient
+            factor *= config.shrink**self._hops
         return factor
 
     def state(self) -> dict[str, Tensor]:

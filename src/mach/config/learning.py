@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mach.config.checks import at_least, one_of, within
+from mach.errors import ConfigError
+
+CORRECTIONS = ("none", "rate", "shrink")
 
 
 @dataclass
@@ -66,17 +69,38 @@ class OptimConfig:
     cosine: bool = True
     """Let the rate fall along a half cosine after the warm-up."""
     correction: str = "rate"
-    """rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021); or none."""
+    """What is done about staleness, one thing at a time:
+    none;
+    rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021);
+    shrink: `shrink` to the power of the hops that a gradient has come down (FDG, Zhuang et al.
+    2021). Under sgd the gradient shrinks; muon and adamw divide by its size, so there the rate
+    does."""
     correction_fraction: float = 0.3
-    """Fraction of the steps over which the correction is annealed away."""
+    """rate: fraction of the steps over which it is annealed away."""
+    shrink: float = 0.5
+    """shrink: beta, the factor per hop."""
     precision: str = "fp32"
     """fp32, or bf16: autocast of body, head and student."""
 
     def __post_init__(self) -> None:
         one_of("optim.name", self.name, ("muon", "adamw", "sgd"))
-        one_of("optim.correction", self.correction, ("rate", "none"))
+        self._check_correction()
         one_of("optim.precision", self.precision, ("fp32", "bf16"))
         for key in ("lr", "muon_lr", "weight_decay", "clip"):
             at_least(f"optim.{key}", getattr(self, key), 0)
         for key in ("momentum", "muon_momentum", "warmup", "correction_fraction"):
             within(f"optim.{key}", getattr(self, key), 0, 1)
+
+    def _check_correction(self) -> None:
+        if any(sign in self.correction for sign in "+, "):
+            raise ConfigError(
+                f"optim.correction: expected one of {', '.join(CORRECTIONS)}; got "
+                f"{self.correction!r}. Corrections do not add up: where two were combined, the "
+                "run was worse than with one (Ajanthan et al., 2025). Choose one."
+            )
+        one_of("optim.correction", self.correction, CORRECTIONS)
+        if not 0 < self.shrink <= 1:
+            raise ConfigError(
+                f"optim.shrink: expected more than 0 and at most 1; got {self.shrink}. To cut the "
+                "chain set feedback=0."
+            )

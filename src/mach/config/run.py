@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from mach.config.checks import at_least, one_of
 from mach.config.data import DataConfig, DigitsConfig
 from mach.config.learning import HeadConfig, OptimConfig, StudentConfig
+from mach.config.methods import check_method
 from mach.config.model import MlpConfig, ModelConfig
 from mach.config.running import (
     CheckpointConfig,
@@ -92,6 +93,7 @@ class Config:
                 "head.weight: expected more than 0 because feedback=0 leaves the bodies below the "
                 "top with no other gradient; got 0. Set head.weight=1."
             )
+        check_method(self)
 
     @property
     def credits(self) -> int:
@@ -114,6 +116,12 @@ class Config:
     def effective_delay(self) -> int:
         """Delay that costs staleness: none when the chain is cut or flushed at every step."""
         return self.delay if self.schedule != "sync" and self.feedback > 0 else 0
+
+    @property
+    def gradient_factor(self) -> float:
+        """Factor on a gradient for every hop that it comes down."""
+        shrinks = self.optim.correction == "shrink" and self.optim.name == "sgd"
+        return self.feedback * (self.optim.shrink if shrinks and self.effective_delay else 1.0)
 
     @property
     def supervised(self) -> bool:

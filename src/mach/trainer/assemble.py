@@ -110,7 +110,7 @@ class Assembly:
             head_weight=1.0 if top else config.head.weight,
             student=student,
             mix=config.student.mix,
-            feedback=config.feedback if k > 0 else 0.0,
+            feedback=config.gradient_factor if k > 0 else 0.0,
             accumulate=config.accumulate,
             replay=config.replay,
             precision=config.optim.precision,
@@ -154,6 +154,7 @@ class Assembly:
             steps=config.steps,
             matrices=_matrices(body),
             tau=tau,
+            hops=config.components - 1 - k if tau else 0,
         )
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
