@@ -201,6 +201,18 @@ def test_the_seed_that_loses_most_decides():
     assert (mean[1], mean[3]) == ("0.35", "yes")
 
 
+def test_a_supervised_start_is_compared_within_its_pair():
+    def pair(gang_s, supervised_s):
+        return {"gang": {"start_s": gang_s}, "supervised": {"start_s": supervised_s}}
+
+    # The machine was slow in the third pair: that says nothing of either.
+    found = section(pair(5.0, 5.5), pair(5.2, 6.0), pair(9.0, 11.5))
+    (later,) = summary.aims("start", found)
+    assert (later[1], later[3]) == ("0.8", "yes")
+    (late,) = summary.aims("start", section(pair(5.0, 7.1)))
+    assert late[3] == "**no**"
+
+
 def life(pid, begun_s, seconds, private_mib, grows_mib=0.0, role="component 0"):
     """Samples of a process, one a second."""
     return [

@@ -20,6 +20,7 @@ from typing import Any
 import accuracy
 import disturbed
 import latency
+import launching
 from environment import environment
 from rich.console import Console
 from rich.markdown import Markdown
@@ -27,10 +28,10 @@ from settings import QUICK, Settings
 from soak import judged, soak
 from summary import markdown
 
-SECTIONS = ("deaths", "slow", "latency", "accuracy", "soak")
-DEFAULT = ("deaths", "slow", "latency")
-ROUNDS = {"deaths": 3, "slow": 2, "latency": 1}
-"""Together about a quarter of an hour."""
+SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
+DEFAULT = ("deaths", "slow", "latency", "start")
+ROUNDS = {"deaths": 3, "slow": 2, "latency": 1, "start": 10}
+"""Together about twenty minutes."""
 RESULT = Path(__file__).parent / "result.json"
 _console = Console(stderr=True)
 
@@ -64,7 +65,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one victim, short; does it work?")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: the first three")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: the first four")
     parser.add_argument("--rounds", type=int, help="times that every variant takes its turn")
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
@@ -116,6 +117,10 @@ def _latency(settings: Settings, options: argparse.Namespace, out: Path | None) 
     return _rounds("latency", latency.measure_round, settings, options)
 
 
+def _start(settings: Settings, options: argparse.Namespace, out: Path | None) -> dict[str, Any]:
+    return _rounds("start", launching.measure_round, settings, options)
+
+
 def _accuracy(settings: Settings, options: argparse.Namespace, out: Path | None) -> dict[str, Any]:
     tell = partial(_tell, "accuracy")
     seeds = accuracy.measure(options.mnist, options.steps, options.seeds, tell)
@@ -136,6 +141,7 @@ _MEASURE = {
     "deaths": _deaths,
     "slow": _slow,
     "latency": _latency,
+    "start": _start,
     "accuracy": _accuracy,
     "soak": _soak,
 }

@@ -175,6 +175,11 @@ def soaked(settings: Settings, minutes: float, mnist: str | None) -> dict[str, o
     }
 
 
+def starting(settings: Settings, launch: str) -> dict[str, object]:
+    """The same run, started as a gang or with an agent for each component."""
+    return {**paced(settings), "launch": launch}
+
+
 def turns(number: int, turn: int) -> list[int]:
     """The order of `number` variants in one round: none always comes after the same."""
     first = 3 * turn % number

@@ -9,9 +9,10 @@ from typing import Any
 from cells import DASH, Row, known, spread, table
 from growth import LONG_S, is_falling
 
-SECTIONS = ("deaths", "slow", "latency", "accuracy", "soak")
-_LEAST, _PAUSE_MS, _BACK_S, _POINTS = 0.95, 200.0, 5.0, 0.5
-"""Steps/s kept; longest pause beside a microbatch; time to come back; accuracy."""
+SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
+_LEAST, _PAUSE_MS, _BACK_S, _LATER_S, _POINTS = 0.95, 200.0, 5.0, 2.0, 0.5
+"""Steps/s kept; longest pause beside a microbatch; time to come back; later than a gang's start;
+accuracy."""
 _MOST_MIB, _MOST_COUNT = 5.0, 2.0
 """What a process may differ by, late from early, and still not have grown: with a death every 20 s
 even a little that is lost at each would be more."""
@@ -84,6 +85,11 @@ def _latency_aims(section: dict[str, Any]) -> Iterator[Row]:
         worst = min(ratios, key=lambda latency: median(ratios[latency]))
         what = f"latency, {variant}: steps/s, of those at 0 ms; worst ({worst} ms)"
         yield _aim(what, median(ratios[worst]), 3, "≥", _LEAST)
+
+
+def _start_aims(section: dict[str, Any]) -> Iterator[Row]:
+    what = "supervised start, s later than a gang's; median of the pairs"
+    yield _aim(what, median(_later_s(section)), 1, "≤", _LATER_S)
 
 
 def _accuracy_aims(section: dict[str, Any]) -> Iterator[Row]:
@@ -320,6 +326,25 @@ def _grown(section: dict[str, Any], key: str) -> Iterator[float]:
         yield from growths[key]
 
 
+def _later_s(section: dict[str, Any]) -> list[float]:
+    pairs = section["rounds"]
+    return [one["supervised"]["start_s"] - one["gang"]["start_s"] for one in pairs]
+
+
+def _start(section: dict[str, Any]) -> list[str]:
+    rounds = section["rounds"]
+    text = (
+        f"From the command until every component has taken its first step; median (least .. most) "
+        f"of {len(rounds)} pairs, by turns."
+    )
+    rows = [
+        [launch, spread([one[launch]["start_s"] for one in rounds], 1)]
+        for launch in ("gang", "supervised")
+    ]
+    rows.append(["supervised - gang, in one pair", spread(_later_s(section), 1)])
+    return ["### Start", text, table(["launch", "s"], rows)]
+
+
 def _soak(section: dict[str, Any]) -> list[str]:
     rows = []
     for kind, words in (
@@ -384,6 +409,7 @@ _AIMS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "deaths": _deaths_aims,
     "slow": _slow_aims,
     "latency": _latency_aims,
+    "start": _start_aims,
     "accuracy": _accuracy_aims,
     "soak": _soak_aims,
 }
@@ -391,6 +417,7 @@ _WRITE: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "deaths": _deaths,
     "slow": _slow,
     "latency": _latency,
+    "start": _start,
     "accuracy": _accuracy,
     "soak": _soak,
 }
