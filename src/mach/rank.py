@@ -7,6 +7,7 @@ variables, so a rank cannot tell them apart.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,10 @@ from mach.topology import gpu_of, share_cores, transport_of
 # by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots
 # that point-to-point sends never use (NVIDIA/nccl issue 2077).
 _NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
+_SWITCH_S = 0.0005
+"""Longest that one thread keeps Python's lock from another that wants it. Every torch operation
+gives the lock away; with CPython's own 5 ms a training thread beside one that writes a checkpoint
+waits so long at each of the hundreds of a step: a save of 0.1 s stopped it for up to a second."""
 _LOOK_S = 0.02
 """Time between two looks for those who have not come up yet."""
 
@@ -175,6 +180,7 @@ def store_host() -> str | None:
 
 def occupy(rank: Rank, config: Config) -> torch.device:
     """Take this rank's device, cores and threads, and its own stream of random numbers."""
+    sys.setswitchinterval(_SWITCH_S)
     torch.manual_seed(config.seed * rank.size + rank.index)  # torch begins anew in every process
     if device_kind(config) == "cuda":
         device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))

@@ -11,8 +11,7 @@ writes the manifest.
 
 from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
-from mach.checkpoint.saving import complete, save, seal, write_manifest
-from mach.checkpoint.state import dcp as warm_up
+from mach.checkpoint.saving import complete, save, seal, warm_up, write_manifest
 from mach.checkpoint.state import tensors_of
 
 __all__ = [

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ from mach.errors import SaveError
 from mach.runfolder import CHECKPOINTS, write_atomically
 
 
+def warm_up() -> None:
+    """Load now all that a first save would load (a second of it): save next to nothing."""
+    with TemporaryDirectory() as scratch:
+        _write({"nothing": torch.zeros(1)}, Path(scratch))
+
+
 def save(
     run_dir: Path,
     step: int,
@@ -48,9 +55,7 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that died here
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it works without a process group: meant so
-            dcp().save(dict(tensors), checkpoint_id=folder, no_dist=True)
+        _write(tensors, folder)
         return {f"{folder.name}/{f.name}": digest_of(f) for f in sorted(folder.iterdir())}
     except BaseException as error:  # dcp's own exceptions are no Exception
         shutil.rmtree(folder, ignore_errors=True)
@@ -60,6 +65,12 @@ def save(
             f"{folder}: the checkpoint of step {step} could not be written: "
             f"{_root_of(error)}. Training goes on, the last good checkpoint stays. Make room."
         ) from error
+
+
+def _write(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it works without a process group: meant so
+        dcp().save(dict(tensors), checkpoint_id=folder, no_dist=True)
 
 
 def _root_of(error: BaseException) -> str:

@@ -64,8 +64,8 @@ def enlist(rank: Rank, config: Config) -> None:
 
 
 def _warm_up() -> None:
-    """Import now what torch imports at the first gradient from outside (0.3 s) and mach at the
-    first save (0.7 s): nobody is waiting yet."""
+    """Load now what torch loads at the first gradient from outside (0.3 s) and mach at the first
+    save (1 s): nobody is waiting yet."""
     import_module("torch.fx.experimental.symbolic_shapes")
     checkpoint.warm_up()
 
