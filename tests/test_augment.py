@@ -98,8 +98,8 @@ def test_samples_and_labels_are_those_without():
 
 def test_the_test_split_is_never_augmented():
     plain, seen = batches(images(*GREY)), batches(augmented(*GREY))
-    for batch in range(plain.test_batches()):
-        for got, want in zip(seen.test(batch), plain.test(batch), strict=True):
+    for batch in range(plain.evaluation_batches()):
+        for got, want in zip(seen.evaluation(batch), plain.evaluation(batch), strict=True):
             assert torch.equal(got, want)
 
 

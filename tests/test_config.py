@@ -117,6 +117,7 @@ def test_a_config_comes_back_from_yaml_equal(config):
         {"report": {"every": 7, "wandb": "off"}},
         {"checkpoint": {"keep": 9}},
         {"data": {"cache": "elsewhere", "prefetch": 3}},
+        {"eval": {"samples": 9}},
     ],
 )
 def test_what_changes_no_number_leaves_the_fingerprint(values):
@@ -137,6 +138,7 @@ def test_what_changes_no_number_leaves_the_fingerprint(values):
         {"seed": 1},
         {"model": {"width": 64}},
         {"data": {"name": "npz", "path": "x"}},
+        {"data": {"validation": 9}},
         {"head": {"weight": 0.2}},
         {"student": {"enabled": False}},
         {"optim": {"lr": 0.5}},

@@ -168,7 +168,7 @@ def test_large_data_are_numbered_with_64_bits() -> None:
 
 def test_test_batches_are_the_whole_test_split_in_order(images: Dataset) -> None:
     drawn = batches(images, size=10)
-    parts = [drawn.test(i) for i in range(drawn.test_batches())]
+    parts = [drawn.evaluation(i) for i in range(drawn.evaluation_batches())]
     assert [len(y) for _, y in parts] == [10, 10, 3]
     assert [p for x, _ in parts for p in first_pixels(images, x)] == list(range(100, 123))
     assert torch.cat([y for _, y in parts]).tolist() == [i % 3 for i in range(23)]
@@ -180,18 +180,18 @@ def test_a_part_of_the_test_split_has_every_class_however_it_is_sorted(
 ) -> None:
     content = arrays(n_test=200) | {"y_test": labels}
     drawn = batches(open_dataset(write_npz(tmp_path, content | {"y_train": np.arange(50) % 10})))
-    parts = [drawn.test(i, 40) for i in range(drawn.test_batches(40))]
+    parts = [drawn.evaluation(i, 40) for i in range(drawn.evaluation_batches(40))]
     ys = torch.cat([y for _, y in parts])
     assert len(ys) == 40
     assert ys.unique().tolist() == list(range(10))
-    again = [drawn.test(i, 40) for i in range(drawn.test_batches(40))]
+    again = [drawn.evaluation(i, 40) for i in range(drawn.evaluation_batches(40))]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(parts, again, strict=True))
 
 
 def test_more_test_samples_than_there_are_means_all(images: Dataset) -> None:
     drawn = batches(images)
-    assert drawn.test_batches(1000) == drawn.test_batches(None) == 2
-    assert torch.equal(drawn.test(1, 1000)[0], drawn.test(1)[0])
+    assert drawn.evaluation_batches(1000) == drawn.evaluation_batches(None) == 2
+    assert torch.equal(drawn.evaluation(1, 1000)[0], drawn.evaluation(1)[0])
 
 
 def test_a_subset_is_distinct_sorted_and_spread() -> None:
@@ -219,7 +219,7 @@ def test_features_of_any_number_type_are_standardised(tmp_path: Path, dtype: str
     assert drawn.train(0)[0].dtype == torch.float32
     # Scaling by 1 / std in float32, not dividing in float64, costs a few units of the last place.
     torch.testing.assert_close(drawn.train(0)[0].sort(0).values, expected.sort(0).values)
-    torch.testing.assert_close(drawn.test(0)[0], expected[:9])
+    torch.testing.assert_close(drawn.evaluation(0)[0], expected[:9])
 
 
 def test_fortran_order_is_read_as_it_was_meant(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_mnist_opens_with_its_known_size_and_mean(tmp_path: Path) -> None:
 
 def test_text_targets_are_the_input_shifted_by_one(sentence: Dataset) -> None:
     drawn = batches(sentence)
-    for x, y in (drawn.train(0), drawn.train(5), drawn.test(0)):
+    for x, y in (drawn.train(0), drawn.train(5), drawn.evaluation(0)):
         assert (x.dtype, y.dtype, x.shape, y.shape) == (torch.int64, torch.int64, (16, 8), (16, 8))
         assert torch.equal(x[:, 1:], y[:, :-1])
         assert torch.equal(y, (x + 1) % 251)  # the byte after each in this text
@@ -379,23 +379,23 @@ def test_text_windows_fit_whatever_the_length(length: int) -> None:
 def test_text_test_windows_spread_over_the_held_out_part(tmp_path: Path) -> None:
     text = bytes(100 + i for i in range(100)) + bytes(range(50))  # the last third is held out
     dataset = open_dataset(write_text(tmp_path, text, test_fraction=1 / 3, test_samples=5))
-    x, y = batches(dataset).test(0)
+    x, y = batches(dataset).evaluation(0)
     assert x[:, 0].tolist() == [0, 10, 20, 30, 41]
     assert y[-1, -1] == 49
-    assert batches(dataset).test(0, samples=2)[0].shape == (2, 8)
+    assert batches(dataset).evaluation(0, samples=2)[0].shape == (2, 8)
 
 
 def test_text_has_no_more_test_windows_than_places_for_them(tmp_path: Path) -> None:
     dataset = open_dataset(write_text(tmp_path, bytes(range(60)), test_fraction=0.5))
     drawn = batches(dataset, size=100)
-    assert drawn.test_batches() == 1
-    assert drawn.test(0)[0][:, 0].tolist() == list(range(30, 52))
+    assert drawn.evaluation_batches() == 1
+    assert drawn.evaluation(0)[0][:, 0].tolist() == list(range(30, 52))
 
 
 def test_one_window_of_text_is_enough(tmp_path: Path) -> None:
     drawn = batches(open_dataset(write_text(tmp_path, bytes(range(18)), test_fraction=0.5)))
     assert torch.equal(drawn.train(3)[0], torch.arange(8).expand(16, 8))
-    assert torch.equal(drawn.test(0)[1], torch.arange(10, 18)[None])
+    assert torch.equal(drawn.evaluation(0)[1], torch.arange(10, 18)[None])
 
 
 # --- what is refused -----------------------------------------------------------------------------

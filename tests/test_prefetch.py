@@ -74,8 +74,8 @@ def test_microbatches_made_ahead_are_the_same_bit_by_bit(tmp_path, kind, order, 
             assert a.dtype == b.dtype
             assert torch.equal(a, b), name
             a.zero_()  # what is handed out is the caller's own
-    for batch in range(plain.test_batches()):
-        assert torch.equal(plain.test(batch)[0], prefetching.test(batch)[0])
+    for batch in range(plain.evaluation_batches()):
+        assert torch.equal(plain.evaluation(batch)[0], prefetching.evaluation(batch)[0])
 
 
 class Maker:
@@ -189,7 +189,7 @@ def test_the_wait_for_data_is_counted():
         batches.train(0)
         first = batches.wait_s
         assert first > 0
-        batches.test(0)
+        batches.evaluation(0)
         assert batches.wait_s == first
         batches.train(1)
         assert batches.wait_s > first

@@ -279,7 +279,9 @@ def test_a_file_of_tokens_of_any_type_is_the_text_it_was_made_from(
     assert isinstance(tokens.x_train, np.memmap)
     assert tokens.x_train.filename == tmp_path / "all.bin"
     assert all(torch.equal(a, b) for a, b in zip(stream(tokens), stream(text), strict=True))
-    assert torch.equal(Batches(tokens, 0, 4, CPU).test(1)[0], Batches(text, 0, 4, CPU).test(1)[0])
+    assert torch.equal(
+        Batches(tokens, 0, 4, CPU).evaluation(1)[0], Batches(text, 0, 4, CPU).evaluation(1)[0]
+    )
 
 
 def test_a_file_of_its_own_may_be_held_out(tmp_path: Path) -> None:

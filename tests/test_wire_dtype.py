@@ -293,8 +293,8 @@ def test_exits_are_evaluated_without_a_wire(dataset):
     components = [t.worker.component for t in oracle.trainers]
     batches = Batches(dataset, 0, 8, CPU)
     right = 0
-    for number in range(batches.test_batches()):
-        h, y = batches.test(number)
+    for number in range(batches.evaluation_batches()):
+        h, y = batches.evaluation(number)
         for component in components:
             h = component.infer(h)
         right += (components[-1].predict(h).argmax(1) == y).sum().item()

@@ -109,6 +109,7 @@ def result_of(
         "samples": microbatches * config.microbatch_size,
         "wall_s": wall_s,
         "total_s": max(outcome.total_s for outcome in outcomes),
+        "split": config.eval.split,
         "samples_per_s": trained * config.microbatch_size / wall_s if wall_s > 0 else None,
         "chain": [
             {"exit": k, **_known(outcome.scores.get(0, nothing)), **vars(costs.model(0, k))}

@@ -15,12 +15,17 @@ class DataConfig:
     name: str = ""
     cache: str | None = None
     """Folder for unpacked arrays, shared by all ranks and runs. None: `$XDG_CACHE_HOME/mach`."""
+    validation: int = 0
+    """Training samples kept back to choose by, and never trained on: one of each of so many equal
+    stretches of the training split, always the same; of text so many windows at its end. See
+    `eval.split`."""
     prefetch: int = 0
     """Microbatches that a thread makes ahead; 0: each is made when it is needed. On a CPU it pays
     where making one takes a millisecond (128 augmented photos: 1.7); where it takes a tenth of one
     (64 images of MNIST, 16 windows of text) the thread costs training more than it saves."""
 
     def __post_init__(self) -> None:
+        at_least("data.validation", self.validation, 0)
         at_least("data.prefetch", self.prefetch, 0)
 
 
@@ -29,8 +34,9 @@ class LabelledConfig(DataConfig):
     """What every source of labelled samples has."""
 
     samples: int | None = None
-    """Training samples used: one of each of so many equal stretches of the training split, always
-    the same. None: all. Features are standardised as the whole split is."""
+    """Training samples used: one of each of so many equal stretches of what `validation` leaves of
+    the training split, always the same. None: all. Features are standardised as the whole split
+    is."""
     augment: str = "none"
     """What is done to a training image each time it is met: none, crop (shifted by up to `padding`
     pixels, black beyond its edge), or crop_flip (and mirrored, one in two)."""

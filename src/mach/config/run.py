@@ -85,6 +85,11 @@ class Config:
                 f"faults.component: expected less than components={self.components}; got "
                 f"{self.faults.component}"
             )
+        if self.eval.split == "validation" and self.data.validation == 0:
+            raise ConfigError(
+                "eval.split=validation: expected samples to evaluate on; got data.validation=0. "
+                "Set data.validation to how many training samples are to be kept back."
+            )
         if self.transport.credits is not None:  # under free nobody waits for one
             least = 1 if self.schedule == "free" else self._usual_credits
             at_least("transport.credits", self.transport.credits, least)

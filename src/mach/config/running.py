@@ -153,9 +153,13 @@ class EvalConfig:
     every: int = 0
     """Optimizer steps between two evaluations of the exits; 0 evaluates at the end only."""
     samples: int | None = None
-    """Test samples used on the way; the end always takes all."""
+    """Samples used on the way; the end always takes all."""
+    split: str = "test"
+    """Which samples exits and windows are evaluated on: test, or validation, which
+    `data.validation` keeps back from training, to choose by."""
 
     def __post_init__(self) -> None:
         at_least("eval.every", self.every, 0)
+        one_of("eval.split", self.split, ("test", "validation"))
         if self.samples is not None:
             at_least("eval.samples", self.samples, 1)

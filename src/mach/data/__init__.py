@@ -4,5 +4,6 @@ from mach.data.batches import Batches
 from mach.data.checks import check
 from mach.data.dataset import Dataset
 from mach.data.sources import open_dataset
+from mach.data.splits import Split
 
-__all__ = ["Batches", "Dataset", "check", "open_dataset"]
+__all__ = ["Batches", "Dataset", "Split", "check", "open_dataset"]

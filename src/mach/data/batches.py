@@ -29,7 +29,7 @@ _LIVES = 8
 
 
 class Batches:
-    """Microbatches of the training split, and batches of the test split, on a device.
+    """Microbatches of the training split, and batches of a held-out one, on a device.
 
     All are pure functions of (seed, number): nothing is kept that a resumed run would miss.
     """
@@ -41,6 +41,7 @@ class Batches:
         microbatch_size: int,
         device: torch.device,
         prefetch: int = 0,
+        split: str = "test",
     ) -> None:
         """
         Args:
@@ -49,6 +50,7 @@ class Batches:
             microbatch_size: B.
             device: where batches go.
             prefetch: training microbatches that a thread makes ahead.
+            split: what is evaluated on, `test` or `validation`.
         """
         self.wait_s = 0.0
         """Seconds spent in `train`: waiting for a microbatch, or making it."""
@@ -61,13 +63,14 @@ class Batches:
             self._context = dataset.task.sample.shape[0]
             self._window = np.arange(self._context + 1)
         self._seed = seed
-        chosen = dataset.train_samples
-        self._chosen = None if chosen is None else subset(len(dataset.x_train), chosen)
+        self._train, self._held_out = dataset.split("train"), dataset.split(split)
+        self.task = self._held_out.task
+        """What is asked of a model on the split that is evaluated."""
         self._order = self._order_of(seed)
         self._order_of_life = lru_cache(maxsize=_LIVES)(self._new_order)
         # The same mapped memory without memmap's cost per indexing.
-        self._x_train, self._x_test = np.asarray(dataset.x_train), np.asarray(dataset.x_test)
-        self._y_train, self._y_test = _plain(dataset.y_train), _plain(dataset.y_test)
+        self._x_train, self._y_train = np.asarray(self._train.x), _plain(self._train.y)
+        self._x_held_out, self._y_held_out = np.asarray(self._held_out.x), _plain(self._held_out.y)
         self._subset = lru_cache(maxsize=1)(subset)
         self._prefetch = Prefetch(self._make, prefetch, device) if prefetch else None
 
@@ -100,42 +103,45 @@ class Batches:
         first = origin == life == 0
         order = self._order if first else self._order_of_life(origin, life)
         starts = order.microbatch(b)
-        if self._chosen is not None:
-            starts = self._chosen[starts]
+        if self._train.chosen is not None:
+            starts = self._train.chosen[starts]
         view, augmentation = None, self._dataset.augmentation
         if augmentation is not None:
             view = partial(augmentation.view, seed=self._seed, b=b, origin=origin, life=life)
         return self._gather(self._x_train, self._y_train, starts, view)
 
-    def test_batches(self, samples: int | None = None) -> int:
-        """Number of batches of the test split, or of as many of its `samples`."""
-        return -(-self._test_samples(samples) // self._size)
+    def evaluation_batches(self, samples: int | None = None) -> int:
+        """Number of batches of the held-out split, or of as many of its `samples`."""
+        return -(-self._evaluated(samples) // self._size)
 
-    def test(self, batch: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
-        """Batch of the test split, or of as many of its `samples`; the last one may be shorter."""
-        count = self._test_samples(samples)
-        assert 0 <= batch < self.test_batches(samples), batch
+    def evaluation(self, batch: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
+        """Batch of the held-out split, or of as many of its `samples`; the last may be shorter."""
+        count = self._evaluated(samples)
+        assert 0 <= batch < self.evaluation_batches(samples), batch
         indices = np.arange(batch * self._size, min(count, (batch + 1) * self._size))
-        total = self._dataset.test_samples
+        total = self._held_out.samples
         if count < total:
             indices = self._subset(total, count)[indices]
         if self._is_text:
             # From the first place in the held-out text to the last one with a byte to predict.
-            indices = indices * (len(self._x_test) - self._context - 1) // max(1, total - 1)
-        return self._gather(self._x_test, self._y_test, indices)
+            places = len(self._x_held_out) - self._context - 1
+            indices = indices * places // max(1, total - 1)
+        elif self._held_out.chosen is not None:
+            indices = self._held_out.chosen[indices]
+        return self._gather(self._x_held_out, self._y_held_out, indices)
 
     def _order_of(self, seed: int) -> Order:
-        samples = self._dataset.train_samples or len(self._dataset.x_train)
+        samples = self._train.samples
         if self._is_text:
-            return windows(samples, self._context, self._size, seed)
+            return windows(len(self._train.x), self._context, self._size, seed)
         return Order(samples, self._size, seed)
 
     def _new_order(self, origin: int, life: int) -> Order:
         mixed = np.random.SeedSequence([self._seed, origin, life]).generate_state(1)
         return self._order_of(int(mixed[0]))
 
-    def _test_samples(self, samples: int | None) -> int:
-        total = self._dataset.test_samples
+    def _evaluated(self, samples: int | None) -> int:
+        total = self._held_out.samples
         return total if samples is None else min(samples, total)
 
     def _gather(

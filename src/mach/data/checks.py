@@ -21,9 +21,10 @@ def check(dataset: Dataset) -> None:
         DataError: names the array and the first sample that cannot be used.
     """
     if dataset.y_train is None or dataset.y_test is None:
-        for part in ("train", "test"):
-            who = f"{dataset.description}: {part}"
-            _check_tokens(who, getattr(dataset, f"x_{part}"), dataset.task.classes)
+        for part in ("train", "validation", "test") if dataset.validation else ("train", "test"):
+            _check_tokens(
+                f"{dataset.description}: {part}", dataset.split(part).x, dataset.task.classes
+            )
         return
     _check_features(f"{dataset.description}: x_train", dataset.x_train)
     _check_features(f"{dataset.description}: x_test", dataset.x_test)

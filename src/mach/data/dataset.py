@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from mach.config import SequenceConfig
+from mach.config import SequenceConfig, one_of
 from mach.data.augment import Augmentation
 from mach.data.files import CHUNK_BYTES, Array
 from mach.data.order import subset
+from mach.data.splits import Split, spared
 from mach.data.tokenizers import ByteTokenizer, Tokenizer
-from mach.errors import DataError
+from mach.errors import ConfigError, DataError
 from mach.metrics import Task
 from mach.shapes import TensorSpec
 
@@ -33,7 +34,8 @@ class Dataset:
     """Memory-mapped arrays and what is to be learned from them."""
 
     x_train: Array
-    """Samples along the first axis; the tokens themselves, [n], if it is text."""
+    """Samples along the first axis; the tokens themselves, [n], if it is text. Of labelled samples
+    those that `validation` keeps back are among them: `split` tells them apart."""
     y_train: Array | None
     """Labels [n]; None for text, where the next token is the target."""
     x_test: Array
@@ -52,11 +54,57 @@ class Dataset:
     """What is done to training images."""
     tokenizer: Tokenizer | None = None
     """What made text into tokens; None for labels, and for tokens of unknown meaning."""
+    validation: int = 0
+    """Samples kept back from training to choose by; of text windows."""
+    x_validation: Array | None = None
+    """Of text the tokens kept back, [m]."""
+
+    def split(self, name: str) -> Split:
+        """The samples of train, validation or test.
+
+        Raises:
+            ConfigError: it is none of these, or nothing is kept back for validation.
+        """
+        one_of("split", name, ("train", "validation", "test"))
+        if name == "train":
+            return self._train()
+        if name == "test":
+            return Split(self.x_test, self.y_test, None, self.test_samples, self.task)
+        if not self.validation:
+            raise ConfigError(
+                "split=validation: expected samples kept back from training; got none. Set "
+                "data.validation."
+            )
+        if self.x_validation is None:
+            kept = subset(len(self.x_train), self.validation)
+            return Split(self.x_train, self.y_train, kept, self.validation, self.task)
+        task = replace(self.task, bytes_per_target=self._bytes_per_token(self.x_validation))
+        return Split(self.x_validation, None, None, self.validation, task)
+
+    def _train(self) -> Split:
+        present = len(self.x_train)
+        if self.y_train is None:
+            return Split(self.x_train, None, None, present, self.task)
+        chosen = spared(present, self.validation) if self.validation else None
+        if self.train_samples is not None:
+            left = present - self.validation
+            part = subset(left, self.train_samples)
+            chosen = part if chosen is None else chosen[part]
+        count = present if chosen is None else len(chosen)
+        return Split(self.x_train, self.y_train, chosen, count, self.task)
+
+    def _bytes_per_token(self, tokens: Array) -> float:
+        """Of a part of the text; where only the user knows, what holds for all of it."""
+        if self.tokenizer is None or isinstance(self.tokenizer, ByteTokenizer):
+            return self.task.bytes_per_target
+        # A character cut in two at an end of the part may be some bytes longer or shorter.
+        return len(self.tokenizer.decode(tokens.tolist()).encode()) / len(tokens)
 
     def __str__(self) -> str:
         """One line for the console."""
         used = "" if self.train_samples is None else f"{self.train_samples:,} of "
-        count = f"{used}{len(self.x_train):,} + {len(self.x_test):,}"
+        kept = f" ({self.validation:,} for validation)" if self.validation else ""
+        count = f"{used}{len(self.x_train):,}{kept} + {len(self.x_test):,}"
         what = "samples" if self.y_train is not None else _unit(self.tokenizer)
         return (
             f"{self.description}: {count} {what}, {self.task.sample}, {self.task.classes} classes"
@@ -139,6 +187,16 @@ def sequence(
         tokenizer: what made the tokens, where that is known.
     """
     context = config.context
+    x_validation = None
+    if config.validation:  # so many windows that do not overlap, and the token after the last
+        kept = config.validation * context + 1
+        if kept >= len(train):
+            raise DataError(
+                f"{description}: expected more {_unit(tokenizer)} to train on than the {kept} that "
+                f"data.validation={config.validation} windows keep back; got {len(train)}. Give "
+                "more text, or set data.validation to fewer."
+            )
+        train, x_validation = train[:-kept], train[-kept:]
     if min(len(train), len(test)) < context + 1:
         unit = _unit(tokenizer)
         raise DataError(
@@ -162,6 +220,8 @@ def sequence(
         test_samples=min(config.test_samples, len(test) - context),
         description=description,
         tokenizer=tokenizer,
+        validation=config.validation,
+        x_validation=x_validation,
     )
 
 

@@ -42,14 +42,21 @@ def open_dataset(config: DataConfig) -> Dataset:
     dataset = _open(config)
     if not isinstance(config, LabelledConfig):
         return dataset
-    samples, present = config.samples, len(dataset.x_train)
-    if samples is not None and samples > present:
+    samples, validation = config.samples, config.validation
+    wanted, present = (samples or 1) + validation, len(dataset.x_train)
+    if wanted > present:
+        kept = f" beside data.validation={validation}" if validation else ""
         raise DataError(
-            f"{dataset.description}: expected at least data.samples={samples} training samples; "
-            f"got {present}. Set data.samples to fewer, or to null for all."
+            f"{dataset.description}: expected at least data.samples={samples or 1} training "
+            f"samples{kept}; got {present}. Set data.samples to fewer, or to null for all"
+            + (", and data.validation to fewer." if validation else ".")
         )
-    augmentation = augmentation_of(config, dataset.task)
-    return replace(dataset, train_samples=samples, augmentation=augmentation)
+    return replace(
+        dataset,
+        train_samples=samples,
+        validation=validation,
+        augmentation=augmentation_of(config, dataset.task),
+    )
 
 
 def _open(config: DataConfig) -> Dataset:

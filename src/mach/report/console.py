@@ -158,7 +158,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     chain, windows = result["chain"], result["windows"]
     metric = next((key for key in _METRICS for row in [*chain, *windows] if key in row), "accuracy")
     table = Table(
-        title="Result", caption=_caption(result), caption_justify="left", title_justify="left"
+        title=_title(result), caption=_caption(result), caption_justify="left", title_justify="left"
     )
     table.add_column("model", no_wrap=True)
     for name in (_METRICS[metric], "loss", "params", "flops"):
@@ -181,6 +181,11 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for row in windows:
         add(f"window {row['first']}..{row['last']}", row)
     return table
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    split = result.get("split", "test")
+    return "Result" if split == "test" else f"Result on the {split} split"
 
 
 def _caption(result: Mapping[str, Any]) -> str:

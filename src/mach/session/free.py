@@ -126,7 +126,7 @@ class _Life:
             self._faults = Faults(config.faults, k, self._life, seat.component, self._drop_links)
             self._faults.reached(seat.first_step)
             self._state = "training"
-            batches = seat.batches.test_batches(config.eval.samples)
+            batches = seat.batches.evaluation_batches(config.eval.samples)
             actions = moves(config, worker, batches, seat.first_step)
             self._trainer = Trainer(config, worker, seat.optimizers, seat.task, actions, self)
             self._trainer.run()

@@ -59,14 +59,21 @@ def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
     if start is not None:
         refuse_other(start.path, dataset.tokenizer, start.manifest.get("tokenizer"))
         load(start, k, component, optimizers)
-    batches = Batches(dataset, config.seed, config.microbatch_size, device, config.data.prefetch)
+    batches = Batches(
+        dataset,
+        config.seed,
+        config.microbatch_size,
+        device,
+        config.data.prefetch,
+        config.eval.split,
+    )
     assembly.rehearse(k, component, batches)
     return Seat(
         rank=rank,
         config=config,
         run_dir=run_dir,
         device=device,
-        task=dataset.task,
+        task=batches.task,
         assembly=assembly,
         batches=batches,
         tokenizer=dataset.tokenizer,

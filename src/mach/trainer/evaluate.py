@@ -24,7 +24,7 @@ def evaluate(
     windows: bool,
     beat: Callable[[], None] = lambda: None,
 ) -> list[dict[int, dict[str, float]]]:
-    """Evaluate on the whole test split.
+    """Evaluate on the whole split that `batches` evaluates.
 
     Args:
         components: the chain; None for one that never saved anything.
@@ -36,8 +36,8 @@ def evaluate(
         j. What would need a missing component is left out.
     """
     scores: list[dict[int, Score]] = [{} for _ in components]
-    for batch in range(batches.test_batches()):
-        x, y = batches.test(batch)
+    for batch in range(batches.evaluation_batches()):
+        x, y = batches.evaluation(batch)
         for origin in range(len(components) if windows else 1):
             h = x
             for k in range(origin, len(components)):

@@ -157,7 +157,7 @@ class FreeWorker(Worker):
             case Move.WAIT:
                 self._wait()
             case Evaluate(origin, batch, samples):
-                x, y = self._batches.test(batch, samples)
+                x, y = self._batches.evaluation(batch, samples)
                 self._score(origin, self._enter(origin, x), y)
             case Step() | Flush():
                 super().run(action)
@@ -268,12 +268,12 @@ def _has_frame(receiver: Receiver) -> bool:
 
 
 def moves(
-    config: Config, worker: FreeWorker, test_batches: int, first_step: int
+    config: Config, worker: FreeWorker, evaluation_batches: int, first_step: int
 ) -> Iterator[Action]:
     """What a component does under `free`, decided as late as can be.
 
     Args:
-        test_batches: of one evaluation on the way.
+        evaluation_batches: of one evaluation on the way.
         first_step: the step it goes on from.
     """
     step, points = first_step, set(schedule.flush_points(config.steps, config.save_every))
@@ -292,5 +292,5 @@ def moves(
         if step in points:
             yield Flush(step)
         if config.eval.every and step % config.eval.every == 0:
-            for batch in range(test_batches):
+            for batch in range(evaluation_batches):
                 yield Evaluate(worker.index, batch, config.eval.samples)

@@ -30,7 +30,7 @@ class Hooks(Protocol):
 
 
 def program(
-    config: Config, component: int, test_batches: TestBatches, first_step: int
+    config: Config, component: int, batches: EvaluationBatches, first_step: int
 ) -> Iterator[Action]:
     """Everything one component does: the schedule, and the evaluations at its flush points."""
     points = schedule.flush_points(config.steps, config.save_every, config.eval.every)
@@ -46,24 +46,24 @@ def program(
     ):
         yield action
         if isinstance(action, Flush):  # saved first: an evaluation may take long
-            yield from _evaluation(config, component, test_batches, action.step)
+            yield from _evaluation(config, component, batches, action.step)
 
 
-class TestBatches(Protocol):
-    """How many test batches an evaluation of so many samples takes."""
+class EvaluationBatches(Protocol):
+    """How many batches an evaluation of so many samples takes."""
 
-    def test_batches(self, samples: int | None) -> int: ...
+    def evaluation_batches(self, samples: int | None) -> int: ...
 
 
 def _evaluation(
-    config: Config, component: int, batches: TestBatches, step: int
+    config: Config, component: int, batches: EvaluationBatches, step: int
 ) -> Iterator[Action]:
     last = step == config.steps
     if last or (config.eval.every and step % config.eval.every == 0):
         samples = None if last else config.eval.samples
         yield from schedule.evaluation(
             component,
-            batches.test_batches(samples),
+            batches.evaluation_batches(samples),
             windows=last and config.student.enabled,
             samples=samples,
         )

@@ -55,7 +55,9 @@ class Oracle:
         device = device or torch.device("cpu")
         self.config = config = settle(config, dataset, device)
         self.assembly = Assembly(config, dataset.task)
-        batches = Batches(dataset, config.seed, config.microbatch_size, device)
+        batches = Batches(
+            dataset, config.seed, config.microbatch_size, device, split=config.eval.split
+        )
         chain = self.assembly.links(device)
         ends = connect_in_memory(chain, config.transport.timeout_s)
         self.trainers: list[Trainer] = []
@@ -65,7 +67,7 @@ class Oracle:
             worker = Worker(k, component, channels, batches, device)
             actions = program(config, k, batches, 0)
             mine = hooks[k] if hooks else Quiet()
-            self.trainers.append(Trainer(config, worker, optimizers, dataset.task, actions, mine))
+            self.trainers.append(Trainer(config, worker, optimizers, batches.task, actions, mine))
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns the run's result (design section 6)."""

@@ -225,9 +225,12 @@ class Simulation:
             device: where everything lives; None is the CPU.
         """
         self.device = device or torch.device("cpu")
-        self.config, self.task = settle(config, dataset, self.device), dataset.task
-        self.assembly = Assembly(self.config, dataset.task)
-        self.batches = Batches(dataset, config.seed, config.microbatch_size, self.device)
+        self.config = config = settle(config, dataset, self.device)
+        self.assembly = Assembly(config, dataset.task)
+        self.batches = Batches(
+            dataset, config.seed, config.microbatch_size, self.device, split=config.eval.split
+        )
+        self.task = self.batches.task
         self.pace_s = list(pace_s) if pace_s is not None else [1.0] * config.components
         self.now_s = 0.0
         self.lives: list[Life | None] = [None] * config.components

@@ -113,7 +113,7 @@ class Worker:
     def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
         channels = self.channels
         header = Header(Kind.EVALUATE, batch, self.component.version, origin)
-        x, y = self._batches.test(batch, samples)
+        x, y = self._batches.evaluation(batch, samples)
         if origin < self.index:
             assert channels.from_child is not None
             inputs = channels.from_child.receive(header)[: len(y)]
