@@ -19,7 +19,7 @@ LINES = [
     "component",
     "models",
     "channels",
-    "data optim",
+    "data muon optim",
     "trainer",
     "checkpoint",
     "inference",

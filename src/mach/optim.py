@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mach.config import OptimConfig, StudentConfig
+from mach.muon import Muon
 
 
 def schedule_factor(step: int, steps: int, warmup: float, cosine: bool) -> float:
@@ -72,7 +73,8 @@ class Optimizer:
         rest = [p for n, p in self._stepped.items() if n not in taken]
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         if for_muon:
-            muon = torch.optim.Muon(
+            on_cpu = for_muon[0].device.type == "cpu"
+            muon = (Muon if on_cpu else torch.optim.Muon)(
                 for_muon,
                 lr=config.muon_lr,
                 weight_decay=config.weight_decay,
