@@ -14,7 +14,7 @@ ROOT = Path(mach.__file__).parent
 
 LINES = [
     "errors shapes metrics config configfile topology schedule policy balance forecast results "
-    "introduce runfolder",
+    "introduce provenance runfolder",
     "rank roster",
     "component",
     "models",
@@ -139,7 +139,8 @@ ENVIRONMENT = {
     "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
     "launcher.agent": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, TORCHELASTIC_..",
     "launcher.app": "HYDRA_FULL_ERROR",
-    "report.wandb_sink": "WANDB_ERROR_REPORTING",
+    "report.companion": "without MACH_RUN_DIR and MACH_COMPONENT: it is no rank",
+    "report.wandb_sink": "WANDB_ERROR_REPORTING, WANDB_INIT_TIMEOUT",
 }
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mach.config import Config
+from mach.provenance import commit
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def result_of(
             {"component": o.component, **_known({"value": o.busy_fraction})} for o in outcomes
         ],
         "restarts": restarts,
-        "git": _commit(),
+        "git": commit(),
         "torch": torch.__version__,
     }
 
@@ -137,18 +136,3 @@ def result_of(
 def _known(scores: dict[str, float]) -> dict[str, float | None]:
     """JSON has no name for the loss of, say, a student that diverged: it becomes null."""
     return {key: value if math.isfinite(value) else None for key, value in scores.items()}
-
-
-def _commit() -> str | None:
-    """The commit this code was taken from; None outside a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -9,7 +9,7 @@ Nobody waits for anybody: each component saves when it gets to the flush point, 
 writes the manifest.
 """
 
-from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, verify
+from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, part, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
 from mach.checkpoint.saving import complete, save, seal, warm_up, write_manifest
 from mach.checkpoint.state import tensors_of
@@ -24,6 +24,7 @@ __all__ = [
     "latest_of",
     "load",
     "load_weights",
+    "part",
     "save",
     "seal",
     "tensors_of",

@@ -155,6 +155,11 @@ def step_dir(run_dir: Path, step: int) -> Path:
     return run_dir / CHECKPOINTS / f"step-{step}"
 
 
+def part(run_dir: Path, step: int, k: int) -> Path:
+    """Where component k's part of a checkpoint is."""
+    return step_dir(run_dir, step) / f"component-{k}"
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 

@@ -21,6 +21,7 @@ from mach.checkpoint.catalog import (
     complete_ones,
     digest_of,
     own_manifest,
+    part,
     read_manifest,
     saved_alone,
     step_dir,
@@ -51,7 +52,7 @@ def save(
     Returns:
         The SHA-256 of each of its files.
     """
-    folder = step_dir(run_dir, step) / f"component-{k}"
+    folder = part(run_dir, step, k)
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that died here
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

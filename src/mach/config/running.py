@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mach.config.checks import at_least, one_of
 from mach.errors import ConfigError
@@ -121,12 +121,26 @@ class ReportConfig:
     """auto (online if logged in, else offline), online, offline, off."""
     project: str = "mach"
     """Project of the wandb runs."""
+    group: str | None = None
+    """Group of the wandb runs of one launch. None: the name of the run folder; in a sweep that of
+    the sweep and of the job."""
+    tags: list[str] = field(default_factory=list)
+    """Tags of the wandb runs; in a sweep the sweep's name is one more."""
+    artifacts: str = "online"
+    """online: checkpoints are uploaded to wandb as artifacts where it is online; always: offline
+    they are copied for `wandb sync`; off."""
+    finish_timeout_s: float = 30.0
+    """Longest wait, when a run ends, for what wandb has yet to upload."""
+    tensorboard: bool = False
+    """TensorBoard's event files too, in the run folder: pip install 'mach[tensorboard]'."""
     progress: bool = True
     """Live progress on a terminal."""
 
     def __post_init__(self) -> None:
         at_least("report.every", self.every, 1)
         one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
+        one_of("report.artifacts", self.artifacts, ("online", "always", "off"))
+        at_least("report.finish_timeout_s", self.finish_timeout_s, 0)
 
 
 @dataclass

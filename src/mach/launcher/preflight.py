@@ -62,6 +62,7 @@ def prepare(config: Config, places: int) -> tuple[Config, Dataset]:
     """
     _check_devices(config, places)
     _check_compiler(config)
+    _check_report(config)
     dataset = open_dataset(config.data)
     check(dataset)
     with threads_of_a_rank(config, places):
@@ -157,6 +158,14 @@ def _check_compiler(config: Config) -> None:
         raise ConfigError(
             "model.compile=true: expected Triton, with which torch.compile writes for GPUs; found "
             "none. Install triton, or set model.compile=false or launch.device=cpu."
+        )
+
+
+def _check_report(config: Config) -> None:
+    if config.report.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "report.tensorboard=true: expected the package tensorboard, found none. "
+            "pip install 'mach[tensorboard]'"
         )
 
 

@@ -11,8 +11,9 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _log = logging.getLogger(__name__)
 
@@ -71,26 +72,53 @@ class Follower:
     Each `read` returns what is new since the last one. A file that does not exist yet is empty; a
     half-written last line is left for the next time; a file that was rewritten (the component was
     restarted) is read again from its beginning.
+
+    Args:
+        path: the log.
+        offset: bytes of it that are known already.
+        again: whether to read a rewritten file; otherwise it has ended there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0, again: bool = True) -> None:
         self._path = path
-        self._offset = 0
-        self._inode = -1
+        self._offset = offset
+        self._again = again
+        self._inode = path.stat().st_ino if offset else -1
+        self.skipped = 0
+        """Lines that could not be read."""
+        self.rewritten = 0
+        """How often the file has begun anew."""
 
     def read(self) -> list[dict[str, Any]]:
+        """All that is new."""
+        return list(self.stream())
+
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """All that is new, one by one: however long the log is, little of it is in memory."""
         try:
             with self._path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                if inode != self._inode or file.seek(0, 2) < self._offset:
-                    self._inode, self._offset = inode, 0
-                file.seek(self._offset)
-                new = file.read()
+                self._find_place(file)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    self._offset += len(line)
+                    record = parse(line)
+                    if record is not None:
+                        yield record
+                    else:
+                        self.skipped += bool(line.strip())
         except FileNotFoundError:
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [record for line in whole.splitlines() if (record := parse(line)) is not None]
+            return
+
+    def _find_place(self, file: BinaryIO) -> None:
+        inode = os.fstat(file.fileno()).st_ino
+        if inode != self._inode or file.seek(0, os.SEEK_END) < self._offset:
+            if self._inode >= 0 and not self._again:
+                file.seek(0, os.SEEK_END)
+                return
+            self.rewritten += self._inode >= 0
+            self._inode, self._offset = inode, 0
+        file.seek(self._offset)
 
 
 def _forget_after(path: Path, step: int) -> None:

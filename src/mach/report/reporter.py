@@ -8,12 +8,17 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from mach import runfolder
 from mach.config import Config
+from mach.configfile import load, to_yaml
+from mach.errors import MachError
 from mach.report import wandb_mode
+from mach.report.artifact import Artifact
+from mach.report.companion import Companion
 from mach.report.jsonl import JsonLines
-from mach.report.wandb_sink import WandbSink
+from mach.report.names import artifact_name, run_id, step_alias
 
 
 class Sink(Protocol):
@@ -22,6 +27,13 @@ class Sink(Protocol):
     def log(self, record: dict[str, Any]) -> None: ...
 
     def close(self, failed: bool = False) -> None: ...
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """A sink that keeps files, too."""
+
+    def saved(self, artifact: Artifact) -> None: ...
 
 
 class Reporter:
@@ -36,6 +48,12 @@ class Reporter:
     def log(self, record: dict[str, Any]) -> None:
         for sink in self._sinks:
             sink.log(record)
+
+    def saved(self, artifact: Artifact) -> None:
+        """Hand files to the sinks that keep files. From any thread."""
+        for sink in self._sinks:
+            if isinstance(sink, Archive):
+                sink.saved(artifact)
 
     def close(self, failed: bool = False) -> None:
         with ExitStack() as stack:  # one that cannot close does not keep the others open
@@ -54,26 +72,68 @@ class Reporter:
         self.close(failed=error is not None)
 
 
-def build(config: Config, run_dir: Path, component: int, resume_step: int) -> Reporter:
+def build(
+    config: Config,
+    run_dir: Path,
+    component: int,
+    resume_step: int,
+    began_from: Path | None = None,
+) -> Reporter:
     """The reporter of one component.
 
     Args:
-        run_dir: run folder; its name is the wandb group.
+        run_dir: run folder; its name is the wandb group, unless `report.group` is another.
         resume_step: optimizer step the run goes on from, 0 for a new run.
+        began_from: checkpoint it goes on from, as `<run>/checkpoints/step-<n>`.
     """
+    report = config.report
     # The file comes first: a record is safe before anything else is done with it.
-    sinks: list[Sink] = [JsonLines(run_dir / f"component-{component}.jsonl", resume_step)]
-    mode = wandb_mode.resolve(config.report.wandb, os.environ, Path.home())
+    log = run_dir / f"component-{component}.jsonl"
+    sinks: list[Sink] = [JsonLines(log, resume_step)]
+    slow: dict[str, dict[str, Any]] = {}
+    mode = wandb_mode.resolve(report.wandb, os.environ, Path.home())
     if mode != "off":
-        sinks.append(
-            WandbSink(
-                mode=mode,
-                project=config.report.project,
-                group=run_dir.resolve().name,
-                component=component,
-                config=asdict(config) | {"component": component},
-                run_dir=run_dir,
-                resume=resume_step > 0,
-            )
-        )
+        slow["wandb"] = {
+            "mode": mode,
+            "project": report.project,
+            "group": _group(config, run_dir),
+            "component": component,
+            "config": asdict(config) | {"component": component, "cut": _cut(config)},
+            "run_dir": str(run_dir),
+            "resume": resume_step > 0,
+            "tags": report.tags,
+            "artifacts": report.artifacts,
+            "began_from": None if began_from is None else _artifact_of(began_from, component),
+            "trainer": os.getpid(),
+        }
+    if report.tensorboard:
+        slow["tensorboard"] = {
+            "folder": str(run_dir / "tensorboard"),
+            "component": component,
+            "config": to_yaml(config),
+        }
+    if slow:
+        sinks.append(Companion(log, slow, report.finish_timeout_s))
     return Reporter(sinks)
+
+
+def _group(config: Config, run_dir: Path) -> str:
+    return config.report.group or run_dir.resolve().name
+
+
+def _cut(config: Config) -> list[str] | None:
+    """First and last block of each component; None where that is yet to be found."""
+    if not config.model.settled:
+        return None
+    return [f"{blocks.start}..{blocks.stop - 1}" for blocks in config.bodies()]
+
+
+def _artifact_of(checkpoint: Path, component: int) -> str:
+    """The name wandb knows a component's part of a checkpoint by."""
+    run_dir = checkpoint.resolve().parents[1]
+    try:
+        group = _group(load(run_dir / runfolder.CONFIG), run_dir)
+    except (MachError, OSError):  # moved away from its run
+        group = run_dir.name
+    step = int(checkpoint.name.removeprefix("step-"))
+    return f"{artifact_name(run_id(group, component, run_dir), 'checkpoint')}:{step_alias(step)}"

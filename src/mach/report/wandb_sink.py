@@ -1,47 +1,48 @@
-"""How does wandb see a run without the training ever waiting for wandb?
+"""How does wandb see a run?
 
-One wandb run per component, all in one group. Everything of wandb happens on a thread of its own
-behind a queue: the import (0.5 s and more), the start (0.6 s; up to START_TIMEOUT_S where the
-server does not answer), each line (0.4 ms), the end. What goes wrong there is said once and ends
-the sink, never the training; the component's jsonl has everything.
-
-    training thread    log ─▶ queue ─▶                    close(deadline)
-    sink thread             import init  log log log ..   finish
+One wandb run per component, all in one group. wandb is slow to import (0.5 s and more) and to start
+(0.6 s; 15 s where the server does not answer), and takes about a millisecond for a
+line: all of it happens on the thread of a BackgroundSink.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import queue
-import re
 import signal
-import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from mach.provenance import commit
+from mach.report import panels
+from mach.report.artifact import Artifact
+from mach.report.background import CAPACITY, CLOSE_TIMEOUT_S, BackgroundSink, one_line
+from mach.report.names import artifact_name, run_id, step_alias
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
 """Longest wait for the wandb server when a run starts; wandb's own default is 90. Well below
 CLOSE_TIMEOUT_S, so that even the shortest run can still turn offline."""
-CLOSE_TIMEOUT_S = 30.0
-"""Longest wait for what is still to be uploaded when a run ends."""
-CAPACITY = 10_000
-"""Lines that may wait in the queue, some megabytes; beyond it lines are dropped and counted."""
+AXIS = "optimizer_step"
+"""What wandb draws everything over; `samples` and `wall_s` are in every line beside it."""
 
 
-class WandbSink:
+class WandbSink(BackgroundSink):
     """The wandb run of one component.
 
     Args:
         mode: online or offline.
-        group: name of the run; the component's wandb run is called `<group>-<component>`.
+        group: all components of one launch; this one's wandb run is called `<group>-<component>`.
         config: what the run was started with, shown beside it.
         run_dir: run folder; wandb's files go to `<run_dir>/wandb`.
         resume: go on with this component's earlier wandb run, if there is one.
+        tags: of the wandb run.
+        artifacts: whether checkpoints and models are kept: online, always or off.
+        began_from: artifact of the checkpoint that this run goes on from, as `name:alias`.
+        trainer: process whose load is measured; None is this one.
     """
 
     def __init__(
@@ -51,90 +52,52 @@ class WandbSink:
         group: str,
         component: int,
         config: dict[str, Any],
-        run_dir: Path,
+        run_dir: Path | str,
         resume: bool,
         capacity: int = CAPACITY,
+        tags: Sequence[str] = (),
+        artifacts: str = "online",
+        began_from: str | None = None,
+        timeout_s: float = CLOSE_TIMEOUT_S,
+        trainer: int | None = None,
     ) -> None:
-        self.dropped = 0
-        """Lines that never reached wandb."""
-        self._capacity = capacity
         self._component = component
+        self._artifacts = artifacts
+        self._began_from = began_from
+        self._trainer = trainer
         self._arguments: dict[str, Any] = {
             "mode": mode,
             "project": project,
             "group": group,
             "name": f"{group}-{component}",
-            "id": run_id(group, component, run_dir),
+            "id": run_id(group, component, Path(run_dir)),
             "job_type": "component",
+            "tags": list(tags) or None,
             "dir": str(run_dir),
             "config": config,
             "resume": "allow" if resume else None,
             # Whatever else this process does with wandb keeps a run of its own.
             "reinit": "create_new",
         }
-        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._dead = False
-        self._given_up = False
-        self._failed = False
-        self._thread = threading.Thread(target=self._live, name="mach-wandb", daemon=True)
-        self._thread.start()
+        self._run: Any = None
+        super().__init__(f"wandb: run {group}-{component}", capacity, timeout_s)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Queue one record; never waits, never raises."""
-        if self._dead or self._queue.qsize() >= self._capacity:
-            self.dropped += 1
-            return
-        self._queue.put(dict(record))
-
-    def close(self, failed: bool = False, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Finish the run; give it up after `timeout_s` seconds.
-
-        Args:
-            failed: the training ended with an error; wandb then marks the run as failed.
-        """
-        self._failed = failed
-        self._queue.put(None)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._given_up = True
-            _log.warning(
-                "wandb: run %s was not finished within %g s and is given up. The component's jsonl "
-                "is complete; upload what wandb has with: wandb sync %s",
-                self._arguments["name"],
-                timeout_s,
-                Path(self._arguments["dir"]) / "wandb" / "*",
-            )
-            _stop_service()
-            self._thread.join(1.0)
-        elif self.dropped and not self._dead:
-            _log.warning(
-                "wandb: %d lines of run %s were dropped because the queue was full. The "
-                "component's jsonl has them; log less often with report.every.",
-                self.dropped,
-                self._arguments["name"],
-            )
+    def saved(self, artifact: Artifact) -> None:
+        """Queue a checkpoint or a model; never waits, never raises."""
+        self._put(artifact)
 
     # --- the sink thread --------------------------------------------------------------------
 
-    def _live(self) -> None:
-        try:
-            run = self._start()
-            while (record := self._queue.get()) is not None:
-                run.log(_view(record))
-            run.finish(exit_code=int(self._failed))
-        except BaseException as error:  # wandb also raises SystemExit; nobody is above this thread
-            self._dead = True
-            if not self._given_up:
-                _log.warning(
-                    "wandb: run %s ends here, the training goes on: %s: %s",
-                    self._arguments["name"],
-                    type(error).__name__,
-                    _one_line(error),
-                )
-        if self._given_up:
-            _forget_service()
+    def _write(self, item: Any) -> None:
+        if isinstance(item, Artifact):
+            self._keep(item)
+        else:
+            self._run.log(_view(item))
 
-    def _start(self) -> Any:
+    def _finish(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+    def _open(self) -> None:
         # wandb counts its own use and sends that at exit, offline too (0.31.0): a DNS lookup, or
         # 12 s of waiting at the end of the process where nothing answers. Off, unless asked for.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -142,44 +105,76 @@ class WandbSink:
 
         # Not only the run is to be silent: without this, "Loaded credentials .." is printed.
         wandb.setup(wandb.Settings(mode=self._arguments["mode"], silent=True))
+        self._arguments["config"] |= {"git": commit()}
         settings = wandb.Settings(
             console="off",
             silent=True,
-            init_timeout=START_TIMEOUT_S,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or START_TIMEOUT_S),
             # One machine, one set of curves of its load.
             x_disable_stats=self._component > 0,
+            x_stats_pid=self._trainer or os.getpid(),
         )
         try:
-            run = wandb.init(settings=settings, **self._arguments)
+            self._run = wandb.init(settings=settings, **self._arguments)
         except Exception as error:
             if self._arguments["mode"] == "offline" or self._given_up:
                 raise
             # Logged in, but on a machine without a way out: common on clusters.
             _log.warning(
-                "wandb: run %s cannot go online (%s); it is kept in %s for `wandb sync`.",
-                self._arguments["name"],
-                _one_line(error),
-                Path(self._arguments["dir"]) / "wandb",
+                "%s cannot go online (%s); it is kept in %s for `wandb sync`.",
+                self._title,
+                one_line(error),
+                self._folder,
             )
             # The service still holds the id of the run that did not start ("run ID .. is in use").
             wandb.teardown()
             self._arguments["mode"] = "offline"
-            run = wandb.init(settings=settings, **self._arguments)
+            self._run = wandb.init(settings=settings, **self._arguments)
         # wandb's own step restarts at 0 when an offline run is resumed; ours does not.
-        run.define_metric("optimizer_step")
-        run.define_metric("*", step_metric="optimizer_step")
-        return run
+        self._run.define_metric(AXIS)
+        for metric in panels.metrics():
+            if metric.summary:
+                summary = f"{metric.summary},last"
+                self._run.define_metric(metric.key, step_metric=AXIS, summary=summary)
+        self._run.define_metric("*", step_metric=AXIS)
 
+        if self._began_from is not None and self._arguments["mode"] == "online":
+            self._try("the checkpoint it began from", self._run.use_artifact, self._began_from)
 
-def run_id(group: str, component: int, run_dir: Path) -> str:
-    """The same for every life of a component, different for two folders of one name."""
-    place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", group)[:40]  # 64 signs at most, none of /\#?%:
-    return f"{readable}-{component}-{place}"
+    def _keep(self, artifact: Artifact) -> None:
+        online = self._arguments["mode"] == "online"
+        if self._artifacts == "always" or (self._artifacts == "online" and online):
+            self._try(str(artifact.folder), self._upload, artifact)
 
+    def _upload(self, artifact: Artifact) -> None:
+        import wandb
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+        name = artifact_name(self._arguments["id"], artifact.kind)
+        about = {key: self._arguments["config"].get(key) for key in ("component", "git", "cut")}
+        kept = wandb.Artifact(name, artifact.kind, metadata=about | {"step": artifact.step})
+        kept.add_dir(str(artifact.folder))  # copied: the run may soon prune what is there
+        self._run.log_artifact(kept, aliases=["latest", step_alias(artifact.step)])
+
+    def _try(self, what: str, do: Callable[..., Any], *arguments: Any) -> None:
+        """An artifact that cannot be kept costs nothing but itself."""
+        try:
+            do(*arguments)
+        except Exception as error:
+            _log.warning(
+                "%s: %s is not kept as an artifact: %s", self._title, what, one_line(error)
+            )
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._arguments["dir"]) / "wandb"
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def _advice(self) -> str:
+        return f"; upload what wandb has with: wandb sync {self._folder / '*'}"
+
+    def _give_up(self) -> None:
+        _stop_service()
 
 
 def _view(record: dict[str, Any]) -> dict[str, Any]:
@@ -201,11 +196,3 @@ def _stop_service() -> None:
             name, _, rest = rest.rpartition(") ")
             if name == "wandb-core" and int(rest.split()[1]) == os.getpid():
                 os.kill(int(pid), signal.SIGTERM)
-
-
-def _forget_service() -> None:
-    """Take back wandb's exit hook, which would complain on the terminal about what we stopped."""
-    with suppress(BaseException):
-        import wandb
-
-        wandb.teardown(exit_code=1)

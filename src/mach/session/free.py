@@ -24,6 +24,7 @@ from mach.config import Config
 from mach.configfile import fingerprint
 from mach.errors import MachError, PeerLostError, StoppedError
 from mach.rank import Rank, age_s, transport
+from mach.report.artifact import Artifact
 from mach.report.reporter import build
 from mach.roster import Beat, Pulse, Roster, Silence
 from mach.session.publish import publish
@@ -108,7 +109,8 @@ class _Life:
 
     def run(self) -> None:
         seat, config, k = self._seat, self._seat.config, self._seat.rank.index
-        with build(config, seat.run_dir, k, seat.first_step) as self._reporter:
+        began = seat.first_step, seat.began_from
+        with build(config, seat.run_dir, k, *began) as self._reporter:
             channels = self._channels = self._connect()
             worker = self._worker = FreeWorker(
                 k,
@@ -207,6 +209,7 @@ class _Life:
         seat, k = self._seat, self._seat.rank.index
         files = checkpoint.save(seat.run_dir, step, k, tensors)
         checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.tokenizer)
+        self._reporter.saved(Artifact("checkpoint", step, checkpoint.part(seat.run_dir, step, k)))
 
     def _save(self, step: int) -> None:
         """Begin to write a checkpoint; wait only where the one before is not yet written. Disks may

@@ -11,6 +11,7 @@ from mach.channels import Channels, connect
 from mach.configfile import fingerprint
 from mach.errors import SaveError
 from mach.rank import transport
+from mach.report.artifact import Artifact
 from mach.report.reporter import Reporter, build
 from mach.results import Outcome, result_of
 from mach.session.seat import Seat
@@ -20,7 +21,7 @@ from mach.trainer import Faults, Trainer, Worker, program
 def train_ordered(seat: Seat) -> None:
     """Train in step with the neighbours, to the end, and report."""
     config, rank = seat.config, seat.rank
-    with build(config, seat.run_dir, rank.index, seat.first_step) as reporter:
+    with build(config, seat.run_dir, rank.index, seat.first_step, seat.began_from) as reporter:
         channels = connect(
             seat.links(),
             rank.index,
@@ -73,6 +74,9 @@ class Hooks:
         try:
             tensors = checkpoint.tensors_of(seat.component, seat.optimizers)
             files = checkpoint.save(seat.run_dir, step, k, tensors)
+            self._reporter.saved(
+                Artifact("checkpoint", step, checkpoint.part(seat.run_dir, step, k))
+            )
             checkpoint.complete(
                 seat.run_dir, step, k, files, seat.config, seat.rank.store, seat.tokenizer
             )

@@ -43,6 +43,11 @@ class Seat:
     def first_step(self) -> int:
         return self.start.step if self.start is not None else 0
 
+    @property
+    def began_from(self) -> Path | None:
+        """Checkpoint it goes on from, as `<run>/checkpoints/step-<n>`."""
+        return self.start.path if self.start is not None else None
+
     def links(self) -> list[Link]:
         """The edges of the whole chain."""
         return self.assembly.links(self.device)
