@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from clouds import make
-from mach.config import Config, DigitsConfig, MlpConfig
-from mach.configfile import fingerprint, from_mapping, from_yaml, to_yaml
+from mach.config import Config, DigitsConfig, GenerateConfig, MlpConfig
+from mach.config.describe import options as options_of
+from mach.configfile import MODELS, SOURCES, fingerprint, from_mapping, from_yaml, to_yaml
 from mach.errors import ConfigError
 from mach.launcher.compose import compose, conf_dir
 
 CONF = conf_dir()
 GROUPS = ("data", "faults", "launch", "method", "model", "optim", "report", "student", "transport")
+CHOICES = (Config, *MODELS.values(), *SOURCES.values(), GenerateConfig)
 REQUIRED = {
     **{name: ["data.path=FILE"] for name in ("npz", "idx", "text")},
     "tokens": ["data.train=FILE", "data.vocabulary=9"],
@@ -195,7 +197,7 @@ def options() -> list[str]:
 
 def test_every_folder_of_conf_is_a_group_that_is_tested_here():
     folders = {p.name for p in CONF.iterdir() if p.is_dir()}
-    assert folders - {"experiment"} == set(GROUPS)
+    assert folders - {"experiment", "hydra"} == set(GROUPS)
 
 
 @pytest.mark.parametrize("option", options())
@@ -223,10 +225,15 @@ def test_what_comes_later_wins_and_the_command_line_above_all():
 def test_an_experiment_opens_with_the_command_that_runs_it(name):
     first, second, *_ = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     command = second if first.startswith("# @package") else first  # Hydra reads that line
-    found = re.fullmatch(rf"# mach train (experiment={name}\b.*)", command)
+    found = re.fullmatch(rf"# mach train (?:-m )?(experiment={name}\b.*)", command)
     assert found, command
     config = compose(found[1].split())
     assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("kind", CHOICES, ids=lambda kind: kind.__name__)
+def test_every_option_is_explained_where_it_is_defined(kind):
+    assert [option.key for option in options_of(kind) if len(option.text) < 10] == []
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.stem)

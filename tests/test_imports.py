@@ -14,7 +14,7 @@ ROOT = Path(mach.__file__).parent
 
 LINES = [
     "errors shapes metrics config configfile topology schedule policy balance forecast results "
-    "introduce provenance runfolder",
+    "introduce provenance runfolder sweepfolder sweeptable",
     "rank roster",
     "component",
     "models",
@@ -108,6 +108,9 @@ def test_what_answers_questions_does_not_import_torch():
         "schedule",
         "introduce",
         "introduce runfolder",
+        "sweepfolder",
+        "sweeptable",
+        "launcher.sweep",
         "topology",
         "cli",
     ):
@@ -139,6 +142,7 @@ ENVIRONMENT = {
     "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
     "launcher.agent": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, TORCHELASTIC_..",
     "launcher.app": "HYDRA_FULL_ERROR",
+    "launcher.completion": "COMP_LINE: what a shell asks to be completed",
     "report.companion": "without MACH_RUN_DIR and MACH_COMPONENT: it is no rank",
     "report.wandb_sink": "WANDB_ERROR_REPORTING, WANDB_INIT_TIMEOUT",
 }
@@ -156,6 +160,7 @@ def test_nothing_outside_channels_sends_or_receives():
         "rank": {"TCPStore"},
         "launcher.store": {"TCPStore"},
         "launcher.agent": {"HashStore"},
+        "launcher.inprocess": {"HashStore"},
     }
     modules = ("torch.distributed.checkpoint", "torch.distributed.elastic")
     launcher = ("torch.distributed.launcher",)

@@ -14,10 +14,12 @@ language model write; takes run=.. prompt=.. and more"""
 
 def main() -> None:
     """Entry point of the `mach` command."""
+    if sys.argv[1:2] == ["-sc"]:
+        sys.exit(_complete(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="mach",
         description="Train one deep network as a chain of components that never wait.",
-        epilog="mach train --help shows every option and its default.",
+        epilog="mach train --help explains every option.",
     )
     parser.add_argument("--version", action="version", version=f"mach {version('mach')}")
     parser.add_argument("verb", choices=list(_VERBS), help=_HELP)
@@ -26,7 +28,15 @@ def main() -> None:
     sys.exit(_VERBS[options.verb](sys.argv[2:]))
 
 
+def _complete(arguments: list[str]) -> int:
+    from mach.launcher.completion import complete
+
+    return complete(arguments, list(_VERBS))
+
+
 def _train(arguments: list[str]) -> int:
+    if arguments[:1] == ["-sc"]:
+        return _complete(arguments[1:])
     from mach.launcher.app import main as train
 
     sys.argv = ["mach train", *arguments]  # Hydra reads its command line from here

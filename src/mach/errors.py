@@ -34,6 +34,10 @@ class RunFolderError(MachError):
     exit_code = 2
 
 
+class FolderInUseError(RunFolderError):
+    """Somebody else runs in the run folder now."""
+
+
 class CheckpointError(MachError):
     """A checkpoint that is damaged, incomplete, or of another network."""
 
@@ -62,6 +66,10 @@ class DivergedError(MachError):
 
 class RankFailedError(MachError):
     """A rank ended the run; the text names it and says why."""
+
+
+class LeaseError(MachError):
+    """A job of a sweep did not get its part of the machine in time."""
 
 
 class SaveError(MachError):

@@ -10,7 +10,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ _SWITCH_S = 0.0005
 """Longest that one thread keeps Python's lock from another that wants it. Every torch operation
 gives the lock away; with CPython's own 5 ms a training thread beside one that writes a checkpoint
 waits so long at each of the hundreds of a step: a save of 0.1 s stopped it for up to a second."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOOK_S = 0.02
 """Time between two looks for those who have not come up yet."""
 
@@ -238,6 +240,44 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def gpu_names() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    names = os.environ.get(_VISIBLE)
+    if names is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    return [name.strip() for name in names.split(",")][: torch.cuda.device_count()]
+
+
+@contextmanager
+def confined(cores: tuple[int, ...] | None, gpus: Sequence[str]) -> Iterator[None]:
+    """Have this process, and those it starts, use only a part of the machine for a while.
+
+    Args:
+        cores: None leaves them all. (Linux; elsewhere they are all left.)
+        gpus: names as of `gpu_names`; none leaves them all. Processes started in the `with` see no
+            others; this one, which may have seen them before, computes on the first.
+    """
+    bind = cores is not None and hasattr(os, "sched_setaffinity")
+    before, seen = set(available_cores()), os.environ.get(_VISIBLE)
+    computes: AbstractContextManager[object] = nullcontext()
+    if gpus and torch.cuda.is_available():
+        computes = torch.cuda.device(gpu_names().index(gpus[0]))
+    try:
+        if bind:
+            os.sched_setaffinity(0, cores or ())
+        if gpus:
+            os.environ[_VISIBLE] = ",".join(gpus)
+        with computes:
+            yield
+    finally:
+        if bind:
+            os.sched_setaffinity(0, before)
+        if seen is not None:
+            os.environ[_VISIBLE] = seen
+        elif gpus:
+            del os.environ[_VISIBLE]
 
 
 def available_cores() -> list[int]:

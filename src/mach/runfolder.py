@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from mach.config import Config
 from mach.configfile import fingerprint, load, to_yaml
-from mach.errors import ConfigError, RunFolderError
+from mach.errors import ConfigError, FolderInUseError, RunFolderError
 
 CONFIG, RESULT, CHECKPOINTS, LOGS = "config.yaml", "result.json", "checkpoints", "logs"
 EVENTS, LOCK = "events.jsonl", "launcher.lock"
@@ -81,7 +81,7 @@ def check_free(run_dir: Path) -> None:
     is waited for.
 
     Raises:
-        RunFolderError: somebody does; names the process.
+        FolderInUseError: somebody does; names the process.
     """
     try:
         with (run_dir / LOCK).open("r") as file:
@@ -97,7 +97,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     The lock belongs to this process and to those that are forked from it: until the last has ended.
 
     Raises:
-        RunFolderError: another one is in there; names the process.
+        FolderInUseError: another one is in there; names the process.
     """
     with (run_dir / LOCK).open("a+") as file:
         _take(file, run_dir)
@@ -119,7 +119,7 @@ def _take(file: IO[str], run_dir: Path) -> None:
         file.seek(0)
         pid, _, host = file.read().strip().partition(" ")
         if not _has_died(pid, host) or time.monotonic() > deadline:
-            raise RunFolderError(
+            raise FolderInUseError(
                 f"out={run_dir}: expected a folder that nobody runs in, got one that process "
                 f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it."
             )
@@ -147,9 +147,18 @@ def holds_run(run_dir: Path) -> bool:
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """The result of the run in this folder, or None while it has none."""
+    """The result of the run in this folder, or None while it has none.
+
+    Raises:
+        RunFolderError: it has one that cannot be read.
+    """
     path = run_dir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read as a result: {error}") from error
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ writes the manifest.
 
 from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, part, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
-from mach.checkpoint.saving import complete, save, seal, warm_up, write_manifest
+from mach.checkpoint.saving import complete, save, save_together, seal, warm_up, write_manifest
 from mach.checkpoint.state import tensors_of
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_weights",
     "part",
     "save",
+    "save_together",
     "seal",
     "tensors_of",
     "verify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -103,6 +104,26 @@ def complete(
     for other in range(config.components):
         every |= json.loads(store.get(f"saved/{step}/{other}"))
     write_manifest(run_dir, step, every, config, tokenizer)
+
+
+def save_together(
+    run_dir: Path,
+    step: int,
+    k: int,
+    tensors: Mapping[str, Tensor],
+    config: Config,
+    store: dist.Store,
+    tokenizer: Tokenizer | None = None,
+) -> bool:
+    """Write component k's part of a checkpoint of all. What cannot be written is told: training
+    goes on. Returns whether it is written."""
+    try:
+        files = save(run_dir, step, k, tensors)
+        complete(run_dir, step, k, files, config, store, tokenizer)
+    except SaveError as error:
+        print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def write_manifest(

@@ -13,6 +13,7 @@ class DataConfig:
     """What every data source has."""
 
     name: str = ""
+    """Kind of source; set by the `data` group."""
     cache: str | None = None
     """Folder for unpacked arrays, shared by all ranks and runs. None: `$XDG_CACHE_HOME/mach`."""
     validation: int = 0
@@ -64,6 +65,7 @@ class NpzConfig(LabelledConfig):
 
     name: str = "npz"
     path: str = "???"
+    """Where the data is: a file; for idx a folder."""
     classes: int | None = None
     """Number of classes. None: one more than the largest training label."""
 
@@ -140,6 +142,7 @@ class TextConfig(SequenceConfig):
 
     name: str = "text"
     path: str = "???"
+    """The file to read."""
     tokenizer: str = "byte"
     """byte: a token is a byte. char: it is one of the characters of the file. tiktoken:NAME: one
     of that encoding of the package tiktoken, as in tiktoken:gpt2."""
@@ -163,6 +166,7 @@ class TokensConfig(SequenceConfig):
 
     name: str = "tokens"
     train: str = "???"
+    """The file to train on."""
     test: str | None = None
     """The held-out tokens. None: the last `test_fraction` of `train`."""
     dtype: str = "uint16"

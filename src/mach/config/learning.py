@@ -28,6 +28,7 @@ class StudentConfig:
     """The student s_k that predicts the child's activation from the raw input."""
 
     enabled: bool = True
+    """Whether there are any: they cost their own training, and give the windows."""
     width: int = 128
     """Hidden width of the student; of a convolutional one its channels at full resolution."""
     depth: int = 1
@@ -59,9 +60,11 @@ class OptimConfig:
     muon_lr: float = 0.01
     """Peak learning rate of Muon."""
     muon_momentum: float = 0.95
+    """Momentum of Muon."""
     momentum: float = 0.9
     """Momentum of SGD (Nesterov)."""
     weight_decay: float = 0.0
+    """Weight decay, of every parameter."""
     clip: float = 1.0
     """Largest norm of a component's gradient; 0 does not clip."""
     warmup: float = 0.02

@@ -15,6 +15,7 @@ class ModelConfig:
     """What every model family has. Families add their own fields below."""
 
     name: str = ""
+    """Family of networks; set by the `model` group."""
     blocks: int = 1
     """Blocks per component."""
     depth: int | None = None

@@ -32,6 +32,8 @@ class Config:
     components: int = 4
     """K: how many processes the network is cut into."""
     schedule: str = "delayed"
+    """delayed: gradients arrive a fixed number of steps late. sync: 1F1B with a flush at every
+    step, exact gradients. free: nobody waits for another, as late as they are."""
     delay: int = 1
     """d: how many microbatches late a message is used, per hop; under free the most it may be."""
     patience_ms: float = 100.0
@@ -46,13 +48,16 @@ class Config:
     steps: int = 500
     """Optimizer steps."""
     microbatch_size: int = 16
+    """Samples in a microbatch; accumulate times as many in a step."""
     seed: int = 0
+    """Of the first weights, and of the order and augmentation of the samples."""
     method: str = "mach"
     """Named algorithm; set by the `method` group."""
     out: str | None = None
-    """Run folder. None: runs/<date and time>."""
+    """Run folder; of a sweep the folder of all its jobs. None: runs/<date and time>."""
     resume: str | None = None
-    """auto: go on from the last checkpoint in `out`. A path: begin from that run or checkpoint."""
+    """auto: go on from the last checkpoint in `out`; a sweep runs the jobs that are missing there.
+    A path: begin from that run or checkpoint."""
     model: ModelConfig = field(default_factory=MlpConfig)
     data: DataConfig = field(default_factory=DigitsConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -80,6 +85,8 @@ class Config:
                 f"{self.schedule}, under which every component needs every other. Set "
                 "schedule=free or launch=gang."
             )
+        if self.launch.name == "inprocess":
+            self._check_inprocess()
         if self.faults.component >= self.components:
             raise ConfigError(
                 f"faults.component: expected less than components={self.components}; got "
@@ -154,6 +161,10 @@ class Config:
             return max(1, self.steps // 20) if self.schedule == "free" else 0
         return self.checkpoint.every
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due at this flush point."""
+        return step == self.steps or (self.save_every > 0 and step % self.save_every == 0)
+
     def bodies(self) -> list[range]:
         """Blocks of each component, numbered through the network.
 
@@ -172,6 +183,18 @@ class Config:
             size, rest = divmod(self.model.total(self.components), self.components)
             sizes = [size + (k < rest) for k in range(self.components)]
         return [range(a, b) for a, b in pairwise(accumulate([0, *sizes]))]
+
+    def _check_inprocess(self) -> None:
+        if self.schedule == "free":
+            raise ConfigError(
+                "launch=inprocess: expected schedule=delayed or sync, as nobody is late in one "
+                "process; got free. Set launch=supervised."
+            )
+        if self.faults.kind != "none":
+            raise ConfigError(
+                "launch=inprocess: expected faults=none, as there is no process of a component "
+                f"that could fail; got faults={self.faults.kind}. Set launch=gang."
+            )
 
     def _check_cut(self) -> None:
         depth, balance = self.model.depth, self.model.balance

@@ -46,6 +46,7 @@ class LaunchConfig:
     name: str = "auto"
     """gang: one elastic worker group, if one component dies all stop. supervised: each component is
     started, watched and restarted by itself (free only). auto: supervised under free, else gang.
+    inprocess: all components in turn in mach train's own process, with the same numbers.
     slurm: somebody else's torchrun starts the ranks (launch/README.md)."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
@@ -53,6 +54,11 @@ class LaunchConfig:
     """Compute threads per component on CPU. None: the machine's cores divided by the components."""
     pin: bool = True
     """Bind each component to cores of its own where there are enough."""
+    parallel: int = 1
+    """Jobs of a sweep that run at once on this machine, each with an equal share of the cores, and
+    with GPUs of its own as soon as there are enough. More than 1 takes hydra/launcher=joblib."""
+    queue_s: float = 86400.0
+    """Longest a job of a sweep waits for its share of the cores, and for its GPUs."""
     max_restarts: int | None = None
     """How often the group, or under supervised each component, restarts from its last checkpoint
     after a death. None: never for a gang, 10 times for a supervised component."""
@@ -69,11 +75,13 @@ class LaunchConfig:
     the address from which this machine reaches the store. None: loopback, for one machine."""
 
     def __post_init__(self) -> None:
-        one_of("launch.name", self.name, ("auto", "gang", "supervised", "slurm"))
+        one_of("launch.name", self.name, ("auto", "gang", "supervised", "inprocess", "slurm"))
         one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
         one_of("launch.on_exhausted", self.on_exhausted, ("stop", "continue"))
         if self.threads is not None:
             at_least("launch.threads", self.threads, 1)
+        at_least("launch.parallel", self.parallel, 1)
+        at_least("launch.queue_s", self.queue_s, 0)
         if self.max_restarts is not None:
             at_least("launch.max_restarts", self.max_restarts, 0)
         at_least("launch.backoff_s", self.backoff_s, 0)

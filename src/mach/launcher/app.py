@@ -5,18 +5,20 @@ Because the job is the whole launch, Hydra's sweepers and launchers work as they
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,16 +28,30 @@ from mach.config import Config
 from mach.configfile import from_mapping
 from mach.errors import ConfigError, MachError
 from mach.introduce import default_run_dir
+from mach.launcher import sweep
 from mach.launcher.compose import conf_dir, explain, register_schema
+from mach.launcher.sweep import JobFailedError
+
+_sweeps: list[Path] = []
+"""Folders of the sweeps that this process has begun: one, or none."""
 
 
-class JobFailedError(Exception):
-    """A job of a sweep that failed; it has been reported. Hydra goes on with the next."""
+class SweepCallback(Callback):
+    """What Hydra calls before a sweep; `conf/train.yaml` names it."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a sweep that cannot have its folder. (Hydra swallows any other exception.)"""
+        try:
+            _begin_sweep(config)
+        except MachError as error:
+            print(f"mach: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(error.exit_code) from None
 
 
 def main() -> int:
     """Run `mach train` on this process's command line. Returns the exit code."""
     register_schema()
+    _run_side_by_side(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise what it refuses, not to print it
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
     try:
@@ -43,39 +59,95 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"mach: {explain(error)}", file=sys.stderr)
         return ConfigError.exit_code
-    except JobFailedError as failed:
-        print(f"mach: {failed}", file=sys.stderr)
-        return 1
+    except JobFailedError:
+        pass  # it has been said, and its row is written
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         return 130
-    return 0
+    ended_well = [sweep.close(sweep_dir) for sweep_dir in _sweeps]
+    return 0 if all(ended_well) else 1
+
+
+def _run_side_by_side(words: list[str]) -> None:
+    """Let joblib run the jobs of a sweep, where several are to run at once and nobody is named."""
+    several = any(re.fullmatch(r"launch\.parallel=0*([2-9]|1\d+)\d*", word) for word in words)
+    if several and not any(word.startswith("hydra/launcher=") for word in words):
+        words.append("hydra/launcher=joblib")
+
+
+_PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
+    "optuna": "hydra_optuna_sweeper",
+}
+"""Packages behind what `conf/hydra/` has."""
+
+
+def _check_plugins(choices: Mapping[str, str]) -> None:
+    for group in ("hydra/launcher", "hydra/sweeper"):
+        package = _PLUGINS.get(choices[group])
+        if package and not (find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}")):
+            raise ConfigError(
+                f"{group}={choices[group]}: expected the package {package.replace('_', '-')}; it "
+                "is not installed. pip install 'mach[sweep]'"
+            )
+
+
+def _begin_sweep(config: DictConfig) -> None:
+    """
+    Args:
+        config: of the sweep; what is swept has no value in it.
+    """
+    overrides = config.hydra.overrides.task
+    if config.out is None and any(word.startswith("out=") for word in overrides):
+        raise ConfigError("out: expected one folder, for the whole sweep; got several")
+    resume = config.resume == "auto"
+    if resume and config.out is None:
+        raise ConfigError(
+            "resume=auto: expected the folder of the sweep that goes on; got none. Say out=FOLDER"
+        )
+    choices = config.hydra.runtime.choices
+    _check_plugins(choices)
+    if config.launch.parallel > 1 and choices["hydra/launcher"] == "basic":
+        raise ConfigError(
+            f"launch.parallel={config.launch.parallel}: expected a launcher that runs jobs side by "
+            "side; got hydra/launcher=basic. Say hydra/launcher=joblib"
+        )
+    sweep_dir = Path(config.hydra.sweep.dir)
+    sweep.begin(sweep_dir, resume)
+    _sweeps.append(sweep_dir)
 
 
 def _job(composed: DictConfig) -> float | None:
     """Launch one run. Returns its objective for sweepers that search: the loss of the top exit."""
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
+
+    def config() -> Config:
         values = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(values, dict)
-        config = from_mapping({str(key): value for key, value in values.items()})
-        result = launch(_with_folder(config, sweeping))
+        return from_mapping({str(key): value for key, value in values.items()})
+
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        job = sweep.Job(
+            sweep_dir=Path(hydra.sweep.dir),
+            number=hydra.job.num,
+            overrides=list(hydra.overrides.task),
+            resume=composed.resume == "auto",
+            shared=hydra.runtime.choices["hydra/launcher"] != "submitit_slurm",
+        )
+        return sweep.run_job(job, config, launch)
+    try:
+        launch(_with_folder(config()))
     except MachError as error:
         print(f"mach: {error}", file=sys.stderr, flush=True)
-        if sweeping:
-            overrides = " ".join(HydraConfig.get().overrides.task)
-            raise JobFailedError(f"job {HydraConfig.get().job.num} failed: {overrides}") from None
         raise SystemExit(error.exit_code) from None
-    loss = result["chain"][-1]["loss"]
-    return math.inf if loss is None else float(loss)  # none: the chain lacks a component for good
+    return None
 
 
-def _with_folder(config: Config, sweeping: bool) -> Config:
+def _with_folder(config: Config) -> Config:
     if config.out is not None:
         return config
-    if sweeping:
-        sweep = HydraConfig.get().sweep
-        return replace(config, out=str(Path(sweep.dir) / sweep.subdir))
     return replace(config, out=str(default_run_dir(datetime.now())))
 
 
@@ -93,19 +165,24 @@ def launch(config: Config) -> Mapping[str, Any]:
     # Imported here: `--help`, `--cfg job` and tab completion must not wait for torch.
     from mach import runfolder
     from mach.launcher.gang import run_gang
-    from mach.launcher.preflight import preflight
+    from mach.launcher.inprocess import run_inprocess
+    from mach.launcher.preflight import check_folder, preflight
     from mach.launcher.supervised import run_supervised
     from mach.report.console import result_table
 
     assert config.out is not None
     run_dir = Path(config.out)
     runfolder.check_free(run_dir)
-    goes_on = config.resume == "auto"
-    config = preflight(config, run_dir, config.components)
-    result = runfolder.finished(run_dir) if goes_on else None
-    if result is None:
+    result = runfolder.finished(run_dir) if config.resume == "auto" else None
+    if result is not None:
+        check_folder(config, run_dir)
+    else:
+        config = preflight(config, run_dir, config.components)
         with runfolder.hold(run_dir):
-            result = (run_supervised if config.supervised else run_gang)(config, run_dir)
+            if config.launch.name == "inprocess":
+                result = run_inprocess(config, run_dir)
+            else:
+                result = (run_supervised if config.supervised else run_gang)(config, run_dir)
     console = Console()
     console.print(result_table(result))
     console.print(f"Result: {run_dir / runfolder.RESULT}", soft_wrap=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import (
@@ -22,6 +23,7 @@ from omegaconf.errors import (
 from mach.config import Config
 from mach.configfile import MODELS, SOURCES, Schema, from_mapping
 from mach.errors import ConfigError
+from mach.launcher.manual import manual
 
 
 def conf_dir() -> Path:
@@ -31,6 +33,13 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "conf"
 
 
+# `${mach.or:a,b}`: a, or b where a is null. Here, since the processes of a sweep import this file.
+OmegaConf.register_new_resolver("mach.or", lambda a, b: b if a is None else a, replace=True)
+OmegaConf.register_new_resolver(
+    "mach.manual", lambda model, data: manual(conf_dir(), model, data), replace=True
+)
+
+
 def register_schema() -> None:
     """Make the dataclasses known to Hydra, so that it refuses unknown keys and wrong types."""
     store = ConfigStore.instance()
@@ -38,6 +47,11 @@ def register_schema() -> None:
     for group, kinds in (("model", MODELS), ("data", SOURCES)):
         for name, kind in kinds.items():
             store.store(group=group, name=f"{name}_schema", node=kind)
+    # What conf/ has for a plugin takes the place of the plugin's own, which is stored when Hydra
+    # imports it: two of one name would be merged, which is deprecated, or refused.
+    Plugins.instance()
+    for path in conf_dir().glob("hydra/*/*.yaml"):
+        store.repo.get("hydra", {}).get(path.parent.name, {}).pop(path.name, None)
 
 
 def compose(overrides: list[str], folder: Path | None = None) -> Config:
@@ -66,6 +80,11 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/sweeper/sampler" and not error.options:
+            return (
+                "hydra/sweeper=optuna: expected the package hydra-optuna-sweeper; it is not "
+                "installed. pip install 'mach[sweep]'"
+            )
         options = [name for name in error.options or () if not name.endswith("_schema")]
         return f"{group}: expected one of {', '.join(options) or 'none at all'}; got {option!r}"
     if isinstance(error, OverrideParseException):

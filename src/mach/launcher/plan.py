@@ -56,6 +56,8 @@ def _plan(config: Config) -> None:
     device = torch.device(device_kind(config))
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     lanes = lanes_of(len(available_cores()), places, config.launch.threads, gpus)
+    if config.launch.name == "inprocess":
+        lanes = 1
     with threads_of_a_rank(config, places):
         found = plan(config, dataset, device, lanes)
     show(found, Console())

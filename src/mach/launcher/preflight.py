@@ -35,10 +35,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
         MachError: with exit code 2, for the first thing that cannot work; nothing was written.
     """
     _check_network(config, places, store_host())
-    before = None if config.model.settled else _goes_on_from(config, run_dir)
-    if before is not None:
-        config = inherit(config, before)
-    config = runfolder.check(run_dir, config)
+    config = check_folder(config, run_dir)
     config, dataset = prepare(config, places)
     assembly = Assembly(config, dataset.task)
     for k in range(config.components):
@@ -49,6 +46,19 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
             _check_fit(found, assembly, k)
     runfolder.claim(run_dir, config)
     return config
+
+
+def check_folder(config: Config, run_dir: Path) -> Config:
+    """Whether this run may have the folder. Returns its config, with what the run that it goes on
+    from has found.
+
+    Raises:
+        MachError: with exit code 2: it holds a run, and not this one with `resume=auto`.
+    """
+    before = None if config.model.settled else _goes_on_from(config, run_dir)
+    if before is not None:
+        config = inherit(config, before)
+    return runfolder.check(run_dir, config)
 
 
 def prepare(config: Config, places: int) -> tuple[Config, Dataset]:

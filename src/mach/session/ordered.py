@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 from mach import checkpoint, runfolder
 from mach.channels import Channels, connect
 from mach.configfile import fingerprint
-from mach.errors import SaveError
 from mach.rank import transport
 from mach.report.artifact import Artifact
 from mach.report.reporter import Reporter, build
@@ -67,21 +65,12 @@ class Hooks:
     def flushed(self, step: int, last: bool) -> None:
         """Save, where a checkpoint is due and not the one we began from."""
         seat = self._seat
-        every = seat.config.save_every
-        if step == seat.first_step or not (last or (every and step % every == 0)):
+        if step == seat.first_step or not seat.config.saves_at(step):
             return
-        k = seat.rank.index
-        try:
-            tensors = checkpoint.tensors_of(seat.component, seat.optimizers)
-            files = checkpoint.save(seat.run_dir, step, k, tensors)
-            self._reporter.saved(
-                Artifact("checkpoint", step, checkpoint.part(seat.run_dir, step, k))
-            )
-            checkpoint.complete(
-                seat.run_dir, step, k, files, seat.config, seat.rank.store, seat.tokenizer
-            )
-        except SaveError as error:
-            print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
+        tensors = checkpoint.tensors_of(seat.component, seat.optimizers)
+        k, store, run_dir = seat.rank.index, seat.rank.store, seat.run_dir
+        if checkpoint.save_together(run_dir, step, k, tensors, seat.config, store, seat.tokenizer):
+            self._reporter.saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
 
 
 def _break(channels: Channels) -> None:

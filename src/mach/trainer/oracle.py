@@ -15,6 +15,7 @@ from mach.channels import connect_in_memory
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ScheduleError
+from mach.optim import Optimizer
 from mach.results import Outcome, result_of
 from mach.trainer.assemble import Assembly
 from mach.trainer.loop import Hooks, Trainer, program
@@ -44,6 +45,7 @@ class Oracle:
         dataset: Dataset,
         hooks: list[Hooks] | None = None,
         device: torch.device | None = None,
+        first_step: int = 0,
     ) -> None:
         """
         Args:
@@ -51,8 +53,10 @@ class Oracle:
             dataset: opened data.
             hooks: one for each component; None listens to nothing.
             device: where everything lives; None is the CPU.
+            first_step: the step to go on from. Its checkpoint is yet to be loaded.
         """
         device = device or torch.device("cpu")
+        self._first_step = first_step
         self.config = config = settle(config, dataset, device)
         self.assembly = Assembly(config, dataset.task)
         batches = Batches(
@@ -61,13 +65,15 @@ class Oracle:
         chain = self.assembly.links(device)
         ends = connect_in_memory(chain, config.transport.timeout_s)
         self.trainers: list[Trainer] = []
+        self.optimizers: list[dict[str, Optimizer]] = []
         for k, channels in enumerate(ends):
             component, optimizers = self.assembly.component(k, device)
             self.assembly.rehearse(k, component, batches)
             worker = Worker(k, component, channels, batches, device)
-            actions = program(config, k, batches, 0)
+            actions = program(config, k, batches, first_step)
             mine = hooks[k] if hooks else Quiet()
             self.trainers.append(Trainer(config, worker, optimizers, batches.task, actions, mine))
+            self.optimizers.append(optimizers)
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns the run's result (design section 6)."""
@@ -77,7 +83,7 @@ class Oracle:
                 waiting = {t.worker.index: t.next for t in self.trainers}
                 raise ScheduleError(f"every component waits for another: {waiting}")
         outcomes: list[Outcome] = [trainer.outcome() for trainer in self.trainers]
-        return result_of(self.config, self.assembly.costs(), outcomes)
+        return result_of(self.config, self.assembly.costs(), outcomes, first_step=self._first_step)
 
     @staticmethod
     def _advance(trainer: Trainer) -> bool:

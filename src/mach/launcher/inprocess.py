@@ -1,0 +1,86 @@
+"""How does a whole run happen in the process of `mach train`?
+
+The oracle (mach.trainer.oracle) computes the components in turn, with the threads that each would
+have in a process of its own: the numbers are those of such a run, bit by bit on CPU, and so is what
+is left in the run folder. Nothing has to be started, so small runs take a second: sweeps of them
+are for this. What it cannot have is refused by the config: components that die, or are late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mach import checkpoint, runfolder
+from mach.config import Config
+from mach.data import open_dataset
+from mach.launcher.preflight import resume_point
+from mach.rank import device_kind
+from mach.report import Reporter, build
+from mach.report.artifact import Artifact
+from mach.report.console import Progress
+from mach.trainer import Hooks, Oracle
+from mach.trainer.measure import threads_of_a_rank
+
+
+def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Run a claimed run folder to its end in this process. Returns its result.
+
+    Raises:
+        DivergedError: a loss is no longer finite.
+    """
+    dataset = open_dataset(config.data)
+    start = resume_point(config, run_dir, 0)
+    first_step, began_from = (0, None) if start is None else (start.step, start.path)
+    saved = dist.HashStore()  # counts who has saved, as the run's store does
+
+    def save(k: int, step: int) -> None:
+        tensors = checkpoint.tensors_of(oracle.trainers[k].worker.component, oracle.optimizers[k])
+        if checkpoint.save_together(run_dir, step, k, tensors, config, saved, dataset.tokenizer):
+            reporters[k].saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
+
+    with threads_of_a_rank(config, config.components), ExitStack() as stack:
+        components = range(config.components)
+        reporters = [
+            stack.enter_context(build(config, run_dir, k, first_step, began_from))
+            for k in components
+        ]
+        hooks: list[Hooks] = [_Hooks(config, k, first_step, reporters[k], save) for k in components]
+        device = torch.device(device_kind(config))
+        oracle = Oracle(config, dataset, hooks, device, first_step)
+        for k in components if start is not None else ():
+            assert start is not None
+            checkpoint.load(start, k, oracle.trainers[k].worker.component, oracle.optimizers[k])
+        with Progress(run_dir, config.components, config.steps, config.report.progress):
+            result = oracle.run()
+    runfolder.write_result(run_dir, result)
+    return result
+
+
+class _Hooks:
+    """Writes a component's log lines and checkpoints."""
+
+    def __init__(
+        self,
+        config: Config,
+        k: int,
+        first_step: int,
+        reporter: Reporter,
+        save: Callable[[int, int], None],
+    ) -> None:
+        self._config, self._k, self._first_step = config, k, first_step
+        self._save = save
+        self.logged = reporter.log
+
+    def stepped(self, step: int) -> None:
+        """Nothing to do."""
+
+    def flushed(self, step: int, last: bool) -> None:
+        """Save, where a checkpoint is due and not the one we began from."""
+        if step != self._first_step and self._config.saves_at(step):
+            self._save(self._k, step)

@@ -1,0 +1,79 @@
+"""What does `mach train --help` say?
+
+Nothing of its own: what a group chooses is said by the first line of each file in `conf/`, and what
+an option means by the text below it in `mach.config`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from mach.config import Config
+from mach.config.describe import Option, options
+from mach.configfile import MODELS, SOURCES
+
+_WIDTH = 100
+_SWEEPS = ("hydra/launcher", "hydra/sweeper")
+"""Groups of Hydra's own that we have choices for."""
+
+
+def manual(conf: Path, model: str, data: str) -> str:
+    """The groups, and the options of a run with this family of networks and this data.
+
+    Args:
+        conf: the folder of YAML.
+    """
+    folders = sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+    groups = [*(path.name for path in folders), *_SWEEPS]
+    parts = {"model": MODELS[model], "data": SOURCES[data]}
+    lines = [
+        "mach train [group=choice ..] [option=value ..]",
+        "mach train -m option=value,value ..        a sweep: one run for each combination",
+        "",
+        "Groups",
+        *(line for group in groups for line in _group(conf / group, group)),
+        "",
+        f"Options, with their defaults (of model={model} data={data}; mach train --help model=gpt",
+        "shows those of another family)",
+        *(line for option in _options(parts) for line in _described(option)),
+        "",
+        "Your own YAML: --config-dir FOLDER. To print the config and run nothing: --cfg job.",
+        'Tab completion: eval "$(mach train -sc install=bash)", or zsh, or fish.',
+    ]
+    return "\n".join(lines).replace("$", "$$")  # Hydra fills in what follows a single one
+
+
+def _group(folder: Path, name: str) -> list[str]:
+    lines = [f"  {name}="]
+    for path in sorted(folder.glob("*.yaml")):
+        comments = [x[2:] for x in path.read_text().splitlines() if x.startswith("# ")]
+        said = next(text for text in comments if not text.startswith("@package"))
+        first, *rest = textwrap.wrap(said, _WIDTH - 24)
+        lines += [f"    {path.stem:<18}  {first}", *(" " * 24 + text for text in rest)]
+    return lines
+
+
+def _options(parts: dict[str, type]) -> list[Option]:
+    found: list[Option] = []
+    for option in options(Config):
+        part, _, rest = option.key.partition(".")
+        if not (rest and part in parts):
+            found.append(option)
+        elif rest == "name":  # the first of its part: here come those of the choice instead
+            found += options(parts[part], f"{part}.")
+    return found
+
+
+def _described(option: Option) -> list[str]:
+    text = textwrap.wrap(option.text, _WIDTH - 6)
+    return [f"  {option.key}{_shown(option.default)}", *(f"      {line}" for line in text)]
+
+
+def _shown(default: Any) -> str:
+    if default is MISSING:
+        return "=..  (must be given)"
+    known = {None: "null", True: "true", False: "false"}
+    return f"={known[default] if default is None or isinstance(default, bool) else default}"

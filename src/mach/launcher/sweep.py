@@ -1,0 +1,162 @@
+"""How does one job of a sweep run: in which folder, on which part of the machine, with which row?
+
+The same for all of Hydra's launchers: a job may be in the process of `mach train`, in one of
+joblib's, or on another machine. All that jobs know of each other is in the sweep's folder.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mach import runfolder, sweepfolder, sweeptable
+from mach.config import Config
+from mach.errors import FolderInUseError, MachError
+from mach.launcher.leases import lease
+
+Launch = Callable[[Config], Mapping[str, Any]]
+
+
+class JobFailedError(Exception):
+    """A job of a sweep that failed; it has been reported. Hydra goes on with the next."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as Hydra has it."""
+
+    sweep_dir: Path
+    number: int
+    overrides: Sequence[str]
+    resume: bool
+    """Whether what the sweep's folder holds is not done again."""
+    shared: bool
+    """Whether other jobs may run on this machine beside it, with no one who divides it."""
+
+
+def begin(sweep_dir: Path, resume: bool) -> None:
+    """Refuse a sweep whose folder is another's, before its first job.
+
+    Raises:
+        RunFolderError: see mach.sweepfolder.check.
+    """
+    sweepfolder.check(sweep_dir, resume)
+    sweeptable.read(sweep_dir / sweeptable.TABLE)
+
+
+def run_job(job: Job, compose: Callable[[], Config], launch: Launch) -> float:
+    """Run a job to its end, and write its row however it ends.
+
+    Args:
+        compose: makes the job's config.
+        launch: trains a run.
+
+    Returns:
+        The loss of the top exit, for sweepers that search; inf where it has none.
+
+    Raises:
+        JobFailedError: it went wrong, and that has been said.
+        KeyboardInterrupt, SystemExit: somebody stopped it.
+    """
+    words = " ".join(f"{key}={value}" for key, value in _counted(job).items())
+    number = str(job.number)
+    try:
+        folder = sweepfolder.enter(job.sweep_dir, job.number, job.overrides, job.resume)
+        number = folder.name
+        print(f"Job {number}: {words}", flush=True)
+        result = _in_folder(job, folder, compose, launch)
+    except MachError as error:
+        print(f"mach: {error}\nmach: job {number} failed: {words}", file=sys.stderr, flush=True)
+        raise JobFailedError(f"job {number} failed: {words}") from None
+    loss = result["chain"][-1]["loss"]
+    return math.inf if loss is None else float(loss)  # none: the chain lacks a component for good
+
+
+def close(sweep_dir: Path) -> bool:
+    """Say how a sweep has ended. Returns whether all its jobs, of earlier times too, ended well."""
+    path = sweep_dir / sweeptable.TABLE
+    _, rows = sweeptable.read(path)
+    failed = sweeptable.failed(rows)
+    print(f"Sweep: {len(rows) - len(failed)} of {len(rows)} jobs done. Table: {path}", flush=True)
+    if failed:
+        jobs = ", ".join(row[sweeptable.JOB] for row in failed)
+        print(
+            f"mach: failed: job {jobs}. The same command with out={sweep_dir} resume=auto runs "
+            "what is missing.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return not failed
+
+
+def _in_folder(
+    job: Job, folder: Path, compose: Callable[[], Config], launch: Launch
+) -> Mapping[str, Any]:
+    started_s = time.monotonic()
+
+    def tell(exit_code: int, error: str, result: Mapping[str, Any] | None = None) -> None:
+        row = sweeptable.Row(
+            job=folder.name,
+            overrides=_counted(job),
+            exit_code=exit_code,
+            error=error.partition("\n")[0],
+            results=sweeptable.results_of(result) if result is not None else {},
+            job_s=time.monotonic() - started_s if before is None else None,
+        )
+        sweeptable.write(job.sweep_dir, row)
+
+    before = None
+    try:
+        before = runfolder.finished(folder) if job.resume else None
+        config = replace(compose(), out=str(folder))
+        with _own_part(job, config) if before is None and job.shared else nullcontext():
+            started_s = time.monotonic()  # others may have had the machine until now
+            result = launch(config)
+    except FolderInUseError:  # who runs in it writes the row
+        raise
+    except MachError as error:
+        tell(error.exit_code, str(error))
+        raise
+    except KeyboardInterrupt:
+        tell(130, "stopped by Ctrl-C")
+        raise
+    except SystemExit as error:
+        tell(int(error.code or 0), "stopped")
+        raise
+    except Exception as error:  # ours to mend, and yet a row
+        tell(1, f"{type(error).__name__}: {error}")
+        raise
+    if before is None or not sweeptable.has_done(job.sweep_dir, folder.name):
+        tell(0, "", result)
+    return result
+
+
+@contextmanager
+def _own_part(job: Job, config: Config) -> Iterator[None]:
+    """Run on a part of the machine that no other job of the sweep uses meanwhile."""
+    # Imported here: a config that is refused need not wait for torch.
+    from mach.rank import available_cores, confined, device_kind, gpu_names
+
+    gpus = gpu_names() if device_kind(config) == "cuda" else []
+    with (
+        lease(
+            job.sweep_dir,
+            config.launch.parallel,
+            available_cores(),
+            gpus,
+            min(1 if config.launch.name == "inprocess" else config.components, len(gpus)),
+            config.launch.queue_s,
+        ) as part,
+        confined(part.cores, part.gpus),
+    ):
+        yield
+
+
+def _counted(job: Job) -> dict[str, str]:
+    return sweepfolder.counted(job.overrides)

@@ -1,0 +1,127 @@
+"""Where does a sweep keep its jobs, and which of them has run before?
+
+runs/<sweep>/
+  sweep.csv              one row for each job that has ended: see mach.sweeptable
+  <number>/              a job's run folder (mach.runfolder), and beside what a run leaves:
+    overrides.yaml       what it was asked for; written before anything else
+  .sweep.lock            held while a job finds its folder or writes its row
+  .leases/<host>/        who uses which part of a machine now: see mach.launcher.leases
+  multirun.yaml, ..      what Hydra and its sweepers leave
+
+A job is known by its overrides, whatever their order: a sweep that is run again with one more value
+finds what it has done in the folders it has, and gives new jobs the numbers that are free. What
+only says how a sweep is run or told does not count: see NOT_COUNTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from mach.errors import RunFolderError
+from mach.runfolder import holds_run
+
+OVERRIDES = "overrides.yaml"
+NOT_COUNTED = ("out", "resume", "report", "launch.parallel", "launch.queue_s")
+"""Keys, with all below them, that do not make a job another job."""
+
+_LOCK_S = 60.0
+"""Longest wait for another job that looks for its folder or writes its row: milliseconds each."""
+
+
+def counted(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides that make a job what it is, as key and value, in the order they were given."""
+    pairs = (word.partition("=")[::2] for word in overrides)
+    return {
+        key: value
+        for key, value in pairs
+        if not any(key.lstrip("+~") == no or key.startswith(f"{no}.") for no in NOT_COUNTED)
+    }
+
+
+def job_folders(sweep_dir: Path) -> list[Path]:
+    """Folders of the jobs, in the order of their numbers."""
+    found = (path.parent for path in sweep_dir.glob(f"*/{OVERRIDES}"))
+    return sorted((path for path in found if path.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def check(sweep_dir: Path, resume: bool) -> None:
+    """Whether a sweep may have the folder: a new one, or its own with `resume=auto`.
+
+    Raises:
+        RunFolderError: it holds a run, or a sweep that `resume=auto` was not asked for.
+    """
+    if holds_run(sweep_dir):
+        raise RunFolderError(
+            f"out={sweep_dir}: expected a folder for a sweep, got one that holds a run. Choose "
+            "another `out`"
+        )
+    jobs = len(job_folders(sweep_dir))
+    if jobs and not resume:
+        raise RunFolderError(
+            f"out={sweep_dir}: expected a folder without a sweep, got one that holds {jobs} jobs. "
+            "Choose another `out`, or run what is missing there: resume=auto"
+        )
+
+
+def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) -> Path:
+    """The folder of a job, which is made if it has none yet.
+
+    Args:
+        number: the job's number in this sweep; its folder's name, where that is free.
+        resume: look whether an earlier sweep in this folder had the same job.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    mine = counted(overrides)
+    with locked(sweep_dir):
+        own = sweep_dir / str(number)
+        if resume:
+            for folder in (own, *job_folders(sweep_dir)):
+                if _overrides_of(folder) == mine:
+                    return folder
+        if own.exists():
+            taken = [int(p.name) for p in sweep_dir.iterdir() if p.name.isdecimal()]
+            own = sweep_dir / str(max(taken) + 1)
+        try:
+            own.mkdir()
+            text = yaml.safe_dump(list(overrides), allow_unicode=True, width=1000)
+            (own / OVERRIDES).write_text(text)
+        except OSError as error:
+            raise RunFolderError(f"{own}: cannot be written: {error.strerror or error}") from error
+        return own
+
+
+@contextmanager
+def locked(sweep_dir: Path) -> Iterator[None]:
+    """Keep other jobs of this sweep, on any machine that shares the folder, out for a moment.
+
+    Raises:
+        RunFolderError: the folder cannot be written, or another job keeps it for too long.
+    """
+    path = sweep_dir / ".sweep.lock"
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(path, timeout=_LOCK_S):
+            yield
+    except Timeout as error:
+        raise RunFolderError(
+            f"{path}: expected the lock within {_LOCK_S:g} s; another process holds it. Stop it"
+        ) from error
+    except PermissionError as error:
+        raise RunFolderError(
+            f"out={sweep_dir}: expected a folder that can be written; {error.strerror}"
+        ) from error
+
+
+def _overrides_of(folder: Path) -> dict[str, str] | None:
+    try:
+        words = yaml.safe_load((folder / OVERRIDES).read_text())
+        return counted(words)
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return None  # none, or damaged: then nobody knows this job

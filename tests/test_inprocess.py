@@ -1,0 +1,84 @@
+"""A run in one process: the same numbers, and the same folder, as of a run of many."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mach.config import Config
+from mach.errors import ConfigError
+from mach.launcher.app import launch
+from mach.launcher.compose import compose
+from runs import LONG, checkpoint_steps, lines, result, scores, stored_tensors
+
+
+def asked(out: Path, *words: str) -> Config:
+    return compose([*LONG, "launch=inprocess", f"out={out}", *words])
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """All of the last checkpoint but the state of a generator that nothing draws from."""
+    stored = stored_tensors(run_dir / "checkpoints" / "step-100")
+    return {name: tensor for name, tensor in stored.items() if "random_state" not in name}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    mine, other = weights(a), weights(b)
+    assert mine.keys() == other.keys()
+    assert [name for name in mine if not torch.equal(mine[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def inprocess(tmp_path_factory) -> Path:
+    """A run in this process. Not to be changed."""
+    run_dir = tmp_path_factory.mktemp("inprocess") / "run"
+    launch(asked(run_dir))
+    return run_dir
+
+
+def test_it_has_the_weights_and_the_result_of_a_run_in_processes(inprocess, finished):
+    assert_same_weights(inprocess, finished[0])
+    assert scores(inprocess) == scores(finished[0])
+    assert result(inprocess).keys() == result(finished[0]).keys()
+
+
+def test_it_leaves_what_a_run_in_processes_leaves(inprocess, finished):
+    def left(folder: Path) -> set[str]:
+        names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        return {name for name in names if not name.startswith("logs/")}
+
+    assert left(inprocess) == left(finished[0])
+    for k in (0, 1):
+        mine, other = lines(inprocess, k), lines(finished[0], k)
+        assert [line.keys() for line in mine] == [line.keys() for line in other]
+        for key in ("step", "samples", "loss", "student_loss", "gradient_norm", "staleness_steps"):
+            assert [line.get(key) for line in mine] == [line.get(key) for line in other], key
+
+
+def test_it_goes_on_from_its_last_checkpoint_with_the_same_numbers(inprocess, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(inprocess, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-100")
+    (run_dir / "result.json").unlink()
+    launch(asked(run_dir, "resume=auto"))
+    assert result(run_dir)["first_step"] == 80
+    assert checkpoint_steps(run_dir) == [80, 100]
+    assert_same_weights(run_dir, inprocess)
+    assert scores(run_dir)[:2] == scores(inprocess)[:2]
+    steps = [line["step"] for line in lines(run_dir, 0) if "loss" in line]
+    assert steps == [1, *range(10, 101, 10)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["schedule=free"], "launch=inprocess: expected schedule=delayed or sync.*got free"),
+        (["faults=kill"], "launch=inprocess: expected faults=none.*got faults=kill"),
+    ],
+)
+def test_what_one_process_cannot_do_is_refused(tmp_path, words, says):
+    with pytest.raises(ConfigError, match=says):
+        asked(tmp_path / "run", *words)
