@@ -130,7 +130,8 @@ def test_only_the_report_knows_wandb():
 
 
 def test_only_the_launcher_and_the_report_know_rich():
-    assert uses("rich") == {"launcher.app", "launcher.plan", "report.console", "report.plan"}
+    launcher = {"launcher.app", "launcher.plan", "launcher.compare"}
+    assert uses("rich") == launcher | {"report.console", "report.plan", "report.compare"}
 
 
 ENVIRONMENT = {

@@ -9,7 +9,8 @@ from importlib.metadata import version
 
 _HELP = """train: run a chain; takes Hydra overrides. plan: print what that will cost; takes the
 same. generate: let the chain or a window of a
-language model write; takes run=.. prompt=.. and more"""
+language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
+their folders"""
 
 
 def main() -> None:
@@ -74,4 +75,10 @@ def _generate(arguments: list[str]) -> int:
         return error.exit_code
 
 
-_VERBS = {"train": _train, "plan": _plan, "generate": _generate}
+def _compare(arguments: list[str]) -> int:
+    from mach.launcher.compare import main as compare
+
+    return compare(arguments)
+
+
+_VERBS = {"train": _train, "plan": _plan, "generate": _generate, "compare": _compare}

@@ -53,20 +53,15 @@ class Row:
 
 
 def results_of(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """The columns of a job's results, from its `result.json`."""
-    columns: dict[str, float | None] = {}
+    """The columns of a job's results, from its `result.json`; of another version, those it has."""
+    chain, stale = result.get("chain", []), result.get("staleness_steps", [])
     kinds = (*METRICS, "loss")
-    for row in result["chain"]:
+    top = chain[-1] if chain else {}
+    columns: dict[str, float | None] = {kind: top[kind] for kind in kinds if kind in top}
+    for row in chain:
         columns |= {f"exit_{row['exit']}_{kind}": row[kind] for kind in kinds if kind in row}
-    top = result["chain"][-1]
-    staleness = {f"staleness_{row['component']}": row["mean"] for row in result["staleness_steps"]}
-    return {
-        **{kind: top[kind] for kind in kinds if kind in top},
-        **columns,
-        **staleness,
-        "samples_per_s": result["samples_per_s"],
-        "wall_s": result["wall_s"],
-    }
+    columns |= {f"staleness_{row['component']}": row.get("mean") for row in stale}
+    return columns | {key: result.get(key) for key in ("samples_per_s", "wall_s")}
 
 
 def write(sweep_dir: Path, row: Row) -> None:

@@ -54,18 +54,24 @@ def main() -> int:
     _run_side_by_side(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise what it refuses, not to print it
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
+    ended_well = True
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"mach: {explain(error)}", file=sys.stderr)
         return ConfigError.exit_code
-    except JobFailedError:
-        pass  # it has been said, and its row is written
+    except JobFailedError:  # it has been said
+        ended_well = False
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         return 130
-    ended_well = [sweep.close(sweep_dir) for sweep_dir in _sweeps]
-    return 0 if all(ended_well) else 1
+    for sweep_dir in _sweeps:
+        try:
+            ended_well &= sweep.close(sweep_dir)
+        except MachError as error:
+            print(f"mach: {error}", file=sys.stderr)
+            return error.exit_code
+    return 0 if ended_well else 1
 
 
 def _run_side_by_side(words: list[str]) -> None:

@@ -7,17 +7,20 @@ joblib's, or on another machine. All that jobs know of each other is in the swee
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 from mach import runfolder, sweepfolder, sweeptable
 from mach.config import Config
 from mach.errors import FolderInUseError, MachError
+from mach.introduce import die_with
 from mach.launcher.leases import lease
 
 Launch = Callable[[Config], Mapping[str, Any]]
@@ -64,6 +67,9 @@ def run_job(job: Job, compose: Callable[[], Config], launch: Launch) -> float:
         JobFailedError: it went wrong, and that has been said.
         KeyboardInterrupt, SystemExit: somebody stopped it.
     """
+    starter = parent_process()
+    if starter is not None and starter.pid is not None:  # joblib's: do not outlive mach train
+        die_with(starter.pid, signal.SIGTERM)
     words = " ".join(f"{key}={value}" for key, value in _counted(job).items())
     number = str(job.number)
     try:
@@ -115,6 +121,8 @@ def _in_folder(
     try:
         before = runfolder.finished(folder) if job.resume else None
         config = replace(compose(), out=str(folder))
+        if config.launch.parallel > 1:  # one terminal has no room for the bars of several runs
+            config = replace(config, report=replace(config.report, progress=False))
         with _own_part(job, config) if before is None and job.shared else nullcontext():
             started_s = time.monotonic()  # others may have had the machine until now
             result = launch(config)

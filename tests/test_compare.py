@@ -1,0 +1,106 @@
+"""`mach compare`: in what runs differ, as far as their folders can be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mach.errors import RunFolderError
+from mach.records import Notes, read_run
+from mach.report.compare import config_lines, gather, result_lines
+from mach.sweepfolder import enter
+from mach.sweeptable import TABLE, Row, read, write
+from runs import result
+from spawn import MACH, run
+
+
+def another(folder: Path, run_dir: Path, out: Path, accuracy: float = 0.5, **values) -> Path:
+    """A copy of a run with another config and another result."""
+    shutil.copytree(run_dir, out, ignore=shutil.ignore_patterns("checkpoints", "logs"))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    (out / "config.yaml").write_text(yaml.safe_dump(config | {"out": str(out)} | values))
+    found = result(out)
+    found["chain"][-1]["accuracy"] = accuracy
+    (out / "result.json").write_text(json.dumps(found))
+    return out
+
+
+def test_two_runs_stand_side_by_side_with_what_differs(finished, tmp_path):
+    one = another(tmp_path, finished[0], tmp_path / "one", 0.975)
+    two = another(tmp_path, finished[0], tmp_path / "[red]two", 0.95, delay=4, seed=7)
+    runs = gather([one, two], Notes())
+    assert config_lines(runs) == {"delay": ["1", "4"], "seed": ["0", "7"]}
+    assert result_lines(runs)["accuracy"] == [0.975, 0.95]
+    done = run([*MACH, "compare", "one", "[red]two"], tmp_path, deadline_s=60)
+    assert done.code == 0, done
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    assert ["delay", "1", "4"] in table, done
+    assert ["accuracy", "97.50 %", "95.00 % (-2.50 %)"] in table, done
+    assert "[red]two" in done.stdout, done
+    assert "steps" not in done.stdout, done  # they are equal
+    assert done.stderr == "", done
+
+
+def test_the_jobs_of_a_sweep_have_a_row_each_and_failed_ones_are_told(finished, tmp_path):
+    sweep_dir = tmp_path / "sweep"
+    for n in range(5):
+        enter(sweep_dir, n, [f"seed={n}"], resume=False)
+        write(sweep_dir, Row(str(n), {"seed": str(n)}, 0 if n < 4 else 1, "" if n < 4 else "burnt"))
+        if n < 4:
+            (sweep_dir / str(n) / "overrides.yaml").rename(tmp_path / "kept")
+            (sweep_dir / str(n)).rmdir()
+            another(tmp_path, finished[0], sweep_dir / str(n), 0.9 + n / 100, seed=n)
+            (tmp_path / "kept").rename(sweep_dir / str(n) / "overrides.yaml")
+    other = another(tmp_path, finished[0], tmp_path / "other", 0.8, seed=9)
+    done = run([*MACH, "compare", "sweep", str(other)], tmp_path, deadline_s=60)
+    assert done.code == 0, done
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    rows = {row[0]: row[1:3] for row in table if row and row[0].startswith("sweep/")}
+    assert rows["sweep/0"] == ["0", "90.00 %"]
+    assert rows["sweep/3"] == ["3", "93.00 % (+3.00 %)"]
+    assert "sweep/4" not in rows
+    assert "mach: sweep/4: this job failed: burnt" in done.stderr, done
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_compared(finished, tmp_path):
+    whole = another(tmp_path, finished[0], tmp_path / "whole")
+    halved = another(tmp_path, finished[0], tmp_path / "halved", delay=2)
+    (halved / "result.json").write_text('{"chain": [{"exit": 0, "accu')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("components: 2\nwidth_of_old: 3\n")
+    (tmp_path / "no-runs").mkdir()
+    notes = Notes()
+    runs = gather([whole, halved, empty, tmp_path / "no-runs", tmp_path / "gone"], notes)
+    assert [run.folder.name for run in runs] == ["whole", "halved", "empty"]
+    assert config_lines(runs)["delay"] == ["1", "2", "-"]
+    told = "\n".join(map(str, notes))
+    for words in ("halved/result.json: cannot be read", "width_of_old is not known", "empty run"):
+        assert words in told
+    for words in ("no-runs: skipped: expected a run", "gone: skipped: expected a run"):
+        assert words in told
+
+
+@pytest.mark.parametrize("paths", [["nothing"], ["one"], ["one", "one", "./one"]])
+def test_one_run_is_not_compared(finished, tmp_path, paths):
+    another(tmp_path, finished[0], tmp_path / "one")
+    done = run([*MACH, "compare", *paths], tmp_path, deadline_s=60)
+    assert done.code == 2, done
+    assert "expected two runs or more; found" in done.stderr.splitlines()[-1], done
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_table_is_told(finished, tmp_path):
+    sweep_dir = tmp_path / "sweep"
+    another(tmp_path, finished[0], sweep_dir / "0")
+    (sweep_dir / TABLE).write_bytes(b"\xff\x00job")
+    with pytest.raises(RunFolderError):
+        read(sweep_dir / TABLE)
+    notes = Notes()
+    assert [run.folder.name for run in gather([sweep_dir], notes)] == ["0"]
+    assert "sweep.csv: " in "".join(map(str, notes))
+    assert read_run(sweep_dir / "0").result is not None
