@@ -17,6 +17,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from mach.configfile import load
 from mach.errors import LeaseError, RunFolderError
 from mach.launcher.leases import lease
 from mach.rank import available_cores, confined
@@ -80,6 +81,11 @@ def test_every_job_is_a_row_of_the_table_failed_ones_too(swept):
             assert float(row[f"staleness_{stale['component']}"]) == stale["mean"]
         assert float(row["samples_per_s"]) == found["samples_per_s"]
         assert float(row["wall_s"]) == found["wall_s"] < float(row["job_s"]) < 100
+
+
+def test_wandb_would_know_the_jobs_by_the_name_of_their_sweep(swept):
+    report = load(swept[0] / "1" / "config.yaml").report
+    assert (report.group, report.tags) == ("sweep-1", ["sweep"])
 
 
 def test_what_stands_between_job_and_exit_code_are_the_overrides(swept):

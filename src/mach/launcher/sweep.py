@@ -120,9 +120,7 @@ def _in_folder(
     before = None
     try:
         before = runfolder.finished(folder) if job.resume else None
-        config = replace(compose(), out=str(folder))
-        if config.launch.parallel > 1:  # one terminal has no room for the bars of several runs
-            config = replace(config, report=replace(config.report, progress=False))
+        config = _of_sweep(compose(), job.sweep_dir, folder)
         with _own_part(job, config) if before is None and job.shared else nullcontext():
             started_s = time.monotonic()  # others may have had the machine until now
             result = launch(config)
@@ -143,6 +141,19 @@ def _in_folder(
     if before is None or not sweeptable.has_done(job.sweep_dir, folder.name):
         tell(0, "", result)
     return result
+
+
+def _of_sweep(config: Config, sweep_dir: Path, folder: Path) -> Config:
+    """The config with what a job is told of its sweep."""
+    name, report = sweep_dir.resolve().name, config.report
+    report = replace(
+        report,
+        group=report.group or f"{name}-{folder.name}",  # a job's number alone says little
+        tags=[*report.tags, name],
+        # One terminal has no room for the bars of several runs.
+        progress=report.progress and config.launch.parallel == 1,
+    )
+    return replace(config, out=str(folder), report=report)
 
 
 @contextmanager
