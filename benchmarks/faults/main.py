@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accuracy
 import disturbed
 import latency
 import launching
@@ -27,6 +26,8 @@ from rich.markdown import Markdown
 from settings import QUICK, Settings
 from soak import judged, soak
 from summary import markdown
+
+import accuracy
 
 SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
 DEFAULT = ("deaths", "slow", "latency", "start")

@@ -1,0 +1,323 @@
+"""What do the runs say? From rows to the README's tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from grid import ALONE, METHOD, NO_STUDENTS, TASKS, order
+from stored import Row
+
+DASH = "–"
+Line = Sequence[str]
+_NEAR = 0.03
+"""Networks whose size differs by no more than this are of one size."""
+
+
+# --- choosing rows ---------------------------------------------------------------------------
+
+
+def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def places(rows: Sequence[Row]) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Method, components and changes of what was run, in the table's order."""
+    found = {(r["method"], r["components"], chain_changes(r)) for r in rows}
+    methods = order({method for method, _, _ in found})
+    return sorted(found, key=lambda place: (place[1], methods.index(place[0]), place[2]))
+
+
+def chain_changes(row: Row) -> tuple[str, ...]:
+    """What a run's chain differs in from `conf/`: with and without students it is the same."""
+    return tuple(change for change in row["changes"] if change != NO_STUDENTS)
+
+
+def at(rows: Iterable[Row], place: tuple[str, int, tuple[str, ...]]) -> list[Row]:
+    """Rows of one place of the table."""
+    method, components, changes = place
+    mine = of(rows, method=method, components=components)
+    return [row for row in mine if chain_changes(row) == changes]
+
+
+def tops(rows: Iterable[Row]) -> list[float]:
+    """The top exit of every run that has not diverged."""
+    return [row["exits"][-1]["value"] for row in rows if row["exits"]]
+
+
+def better_is_more(metric: str) -> bool:
+    """Accuracy, in contrast to bits per byte."""
+    return metric == "accuracy"
+
+
+def lost(value: float, reference: float, metric: str) -> float:
+    """How much worse than the reference: points of accuracy, or bits per byte."""
+    return 100 * (reference - value) if better_is_more(metric) else value - reference
+
+
+def reached_after(curve: Sequence[Sequence[float]], goal: float, metric: str) -> int | None:
+    """Samples after which a curve is for the first time as good as `goal`; None: never."""
+    for samples, value in curve:
+        if value >= goal if better_is_more(metric) else value <= goal:
+            return int(samples)
+    return None
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def shown(value: float, metric: str) -> str:
+    return f"{100 * value:.2f}" if better_is_more(metric) else f"{value:.3f}"
+
+
+def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """Mean (least .. most)."""
+    if not values:
+        return DASH
+    if len(values) == 1:
+        return show(values[0])
+    return f"{show(mean(values))} ({show(min(values))} .. {show(max(values))})"
+
+
+def table(head: Line, lines: Iterable[Line]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+
+
+def told(row: Row) -> str:
+    """One run in one line."""
+    what = f"{row['task']}, {row['method']}, delay {row['delay']}, seed {row['seed']}"
+    what += f", {row['components']} components" + "".join(f", {c}" for c in row["changes"])
+    if not row["exits"]:
+        return f"{what}: diverged"
+    return f"{what}: {shown(tops([row])[0], row['metric'])} ({row['seconds']} s)"
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Every table that there are rows for."""
+    rows = [row for row in rows if row["kind"] in (METHOD, ALONE)]
+    blocks = ["## Result"]
+    for name, task in TASKS.items():
+        mine = of(rows, task=name)
+        for cut in sorted({row["cut_to"] for row in mine}, key=lambda steps: steps or 0):
+            part = of(mine, cut_to=cut)
+            blocks += [f"### {task.about}" + f", {cut} steps" * (cut is not None)]
+            blocks += _task(part)
+    return "\n\n".join([*blocks, "## Environment", _environment(rows)])
+
+
+def _task(rows: Sequence[Row]) -> list[str]:
+    ended = [row for row in rows if row["exits"]]
+    if not ended:
+        return ["Nothing has been run."]
+    metric, methods = ended[0]["metric"], of(rows, kind=METHOD)
+    unit = "accuracy of the top exit, %" if better_is_more(metric) else "bits per byte, top exit"
+    samples = max(row["samples"] for row in rows)
+    blocks = [
+        f"Equal samples ({samples:,}): {unit}, mean (least .. most) of the seeds.",
+        _by_delay(methods, metric, lambda group, _: spread(tops(group), _show(metric))),
+    ]
+    if any(_reference(methods, n) is not None for n in {row["components"] for row in methods}):
+        points = "points" if better_is_more(metric) else "bits per byte"
+        blocks += [
+            f"Lost against `backprop`, {points}: the difference of the means.",
+            _by_delay(methods, metric, lambda group, best: _loss(group, best, metric)),
+            "Samples until the top exit is as good as `backprop` is at its end on the mean, as a "
+            f"part of all samples; looked at every {_interval(ended):,} samples.",
+            _by_delay(methods, metric, lambda group, best: _reach(group, best, metric)),
+        ]
+    blocks += ["Every exit, and every window (a window needs nothing below its first component)."]
+    blocks += [_parts(methods, metric)]
+    alone = of(rows, kind=ALONE)
+    if alone:
+        blocks += [*_equal(methods, alone, metric)]
+    return blocks
+
+
+def _show(metric: str) -> Callable[[float], str]:
+    return lambda value: shown(value, metric)
+
+
+def _interval(rows: Sequence[Row]) -> int:
+    return int(max((row["curve"][0][0] for row in rows if row["curve"]), default=0))
+
+
+def _reference(rows: Sequence[Row], components: int) -> float | None:
+    """What back-propagation reaches on the mean."""
+    values = tops(of(rows, method="backprop", components=components))
+    return mean(values) if values else None
+
+
+def _by_delay(
+    rows: Sequence[Row], metric: str, entry: Callable[[list[Row], float | None], str]
+) -> str:
+    """A line for each method and number of components, a column for each delay."""
+    delays = sorted({row["delay"] for row in rows})
+    lines = []
+    for place in places(rows):
+        mine, best = at(rows, place), _reference(rows, place[1])
+        cells = []
+        for delay in delays:
+            group = [row for row in mine if row["undelayed"] or row["delay"] == delay]
+            seeds = len({row["seed"] for row in group})
+            text = entry(group, best) if group else DASH
+            if group and not tops(group):
+                text = "diverged"
+            elif group and len(tops(group)) < len(group):
+                text += f", {len(group) - len(tops(group))} diverged"
+            cells.append(text + (f" [{seeds}]" if group else ""))
+        lines.append([_name(*place), *cells])
+    return table(["[seeds]", *(f"delay {d}" for d in delays)], lines)
+
+
+def _name(method: str, components: int, changes: Sequence[str]) -> str:
+    told = f"`{method}`, {components} components"
+    return told + (f" ({', '.join(changes)})" if changes else "")
+
+
+def _loss(group: list[Row], best: float | None, metric: str) -> str:
+    values = tops(group)
+    if best is None or not values:
+        return DASH
+    return f"{lost(mean(values), best, metric):+.{2 if better_is_more(metric) else 3}f}"
+
+
+def _reach(group: list[Row], best: float | None, metric: str) -> str:
+    if best is None:
+        return DASH
+    found = [(reached_after(row["curve"], best, metric), row["samples"]) for row in group]
+    parts = [after / samples for after, samples in found if after is not None]
+    never = len(found) - len(parts)
+    text = spread(parts, lambda part: f"{part:.2f}")
+    return text if not never else f"{text}, {never} never" if parts else "never"
+
+
+def _parts(rows: Sequence[Row], metric: str) -> str:
+    top = _usual(rows)
+    common = of(rows, components=top)
+    windows = [(j, i) for j in range(1, top) for i in range(j, top)]
+    head = ["", *(f"exit {k}" for k in range(top)), *(f"{j}..{i}" for j, i in windows)]
+    lines = []
+    for place in places(common):
+        mine = at(common, place)
+        for delay in sorted({row["delay"] for row in mine}):
+            group = [row for row in of(mine, delay=delay) if row["exits"]]
+            if not group:
+                continue
+            exits = [_mean_of(group, "exits", metric, exit=k) for k in range(top)]
+            others = [_mean_of(group, "windows", metric, first=j, last=i) for j, i in windows]
+            lines.append([f"`{place[0]}`, delay {delay}", *exits, *others])
+    return table(head, lines)
+
+
+def _usual(rows: Sequence[Row]) -> int:
+    """The number of components that most rows have."""
+    counts = [row["components"] for row in rows]
+    return max(set(counts), key=counts.count)
+
+
+def _mean_of(rows: Sequence[Row], part: str, metric: str, **wanted: int) -> str:
+    values = [entry["value"] for row in rows for entry in of(row[part], **wanted)]
+    return shown(mean(values), metric) if values else DASH
+
+
+def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
+    """Equal inference cost, and equal parameters."""
+    known = [*alone, *of(rows, method="backprop")]
+    by_mach = [row for row in of(rows, method="mach", components=_usual(rows)) if row["exits"]]
+    lines = []
+    for delay in sorted({row["delay"] for row in by_mach}):
+        group = of(by_mach, delay=delay)
+        whole = [row for row in group if row["windows"]] or group
+        for part in ("exits", "windows"):
+            for entry in whole[0][part]:
+                if part == "windows" and entry["last"] != _usual(rows) - 1:
+                    continue
+                key = {k: entry[k] for k in ("exit", "first", "last") if k in entry}
+                name = f"exit {entry['exit']}" if "exit" in key else "window {first}..{last}"
+                own = [e["value"] for row in group for e in of(row[part], **key)]
+                same = _like(known, "flops", entry["flops"])
+                lines.append(
+                    [
+                        f"delay {delay}: {name.format(**entry)}",
+                        f"{entry['flops']:,}",
+                        spread(own, _show(metric)),
+                        spread(tops(same), _show(metric)),
+                        _ahead(own, tops(same), metric),
+                    ]
+                )
+    head = ["equal inference cost: `mach`", "FLOPs / sample", "of the run", "alone", "ahead by"]
+    blocks = [table(head, lines)] if lines else []
+    lines = []
+    for delay in sorted({row["delay"] for row in by_mach}):
+        group = of(by_mach, delay=delay)
+        params = max(row["trained_params"] for row in group)
+        same = _like(known, "params", params)
+        own = tops(group)
+        lines.append(
+            [
+                f"delay {delay}",
+                f"{params:,}",
+                spread(own, _show(metric)),
+                spread(tops(same), _show(metric)),
+                _ahead(own, tops(same), metric),
+            ]
+        )
+    head = ["equal parameters: `mach`, all that is trained", "parameters", "top exit", "alone"]
+    return [*blocks, table([*head, "ahead by"], lines)] if lines else blocks
+
+
+def _like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
+    """Runs whose whole network is of a size."""
+    return [row for row in rows if row["exits"] and abs(row["exits"][-1][what] / size - 1) <= _NEAR]
+
+
+def _ahead(own: Sequence[float], other: Sequence[float], metric: str) -> str:
+    if not own or not other:
+        return DASH
+    return f"{-lost(mean(own), mean(other), metric):+.2f}"
+
+
+def _environment(rows: Sequence[Row]) -> str:
+    commits: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        commit = (row["commit"] or "none")[:12] + " with changes" * row["changed"]
+        commits.setdefault((row["task"], commit, row["date"], row["torch"]), []).append(row)
+    head = ["task", "commit", "date", "torch", "cells", "seconds of one, on one busy core"]
+    return table(
+        head,
+        [
+            [*key, str(len(group)), f"{mean(row['seconds'] for row in group):.0f}"]
+            for key, group in sorted(commits.items())
+        ],
+    )
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """A line for every exit and window of every run."""
+    text = io.StringIO()
+    names = ["task", "kind", "method", "components", "delay", "seed", "changes", "cut_to"]
+    parts = ["part", "metric", "value", "params", "flops", "samples", "commit", "changed"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, *parts])
+    for row in rows:
+        about = [" ".join(row["changes"]) if n == "changes" else row[n] for n in names]
+        entries = [(f"exit {e['exit']}", e) for e in row["exits"]]
+        entries += [(f"window {e['first']}..{e['last']}", e) for e in row["windows"]]
+        for part, e in entries:
+            measured = [e["value"], e["params"], e["flops"], row["samples"]]
+            end = [(row["commit"] or "")[:12], row["changed"]]
+            writer.writerow([*about, part, row["metric"], *measured, *end])
+        if not entries:
+            writer.writerow([*about, "diverged"])
+    return text.getvalue()

@@ -1,0 +1,86 @@
+"""Which values are tried for a method, and which are chosen?
+
+One value after the other, from what the experiment has: all candidates of the first one, then with
+the best of these all of the second, and so on. Every method is offered the same. What is compared
+is the top exit on samples that are never trained on; the test split is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import mean
+
+from grid import TUNING, Cell, Changes
+from stored import Row
+from tables import better_is_more, of, tops
+
+Grid = dict[str, tuple[float | int | None, ...]]
+
+
+def _grid(muon_lr: float, lr: float) -> Grid:
+    """Around an experiment's own rates."""
+    return {
+        "optim.muon_lr": (muon_lr, muon_lr / 2, 2 * muon_lr, 4 * muon_lr),
+        "optim.lr": (lr, 2 * lr, 4 * lr),
+        "optim.clip": (1.0, 0.0),
+    }
+
+
+GRIDS: dict[str, Grid] = {
+    "mnist1d": _grid(0.01, 1e-3),
+    "mnist": _grid(0.01, 1e-3),
+    "gpt": _grid(0.02, 2e-3),
+    "resnet": _grid(0.03, 2e-3),
+}
+"""The first candidate of each is where the search begins, and wins where another is not better."""
+
+Score = Callable[[Changes], float | None]
+"""How good a choice is, the more the better; None: not known yet."""
+
+
+def search(grid: Grid, score: Score) -> tuple[Changes, list[Changes]]:
+    """The best so far, and what has to be tried before the search can go on.
+
+    Where nothing is left to try the first is the choice.
+    """
+    best: dict[str, float | int | None] = {key: values[0] for key, values in grid.items()}
+    for key, values in grid.items():
+        tries = {value: said({**best, key: value}) for value in values}
+        scores = {value: score(changes) for value, changes in tries.items()}
+        known = {value: found for value, found in scores.items() if found is not None}
+        if len(known) < len(values):
+            return said(best), [tries[value] for value in values if value not in known]
+        best[key] = max(values, key=lambda value: known[value])
+    return said(best), []
+
+
+def said(values: dict[str, float | int | None]) -> Changes:
+    """As overrides."""
+    return tuple(f"{key}={'null' if v is None else f'{v:g}'}" for key, v in values.items())
+
+
+def tuning_cells(
+    name: str, method: str, components: int, delay: int, seeds: Sequence[int], tries: list[Changes]
+) -> list[Cell]:
+    """Runs that decide between some choices."""
+    return [
+        Cell(name, method, components, delay, seed, TUNING, changes)
+        for changes in tries
+        for seed in seeds
+    ]
+
+
+def validated(rows: Sequence[Row], name: str, method: str, cut_to: int | None) -> Score:
+    """How good the choices are that have been tried; one that diverges is the worst."""
+    tried = of(rows, kind=TUNING, task=name, method=method, cut_to=cut_to)
+
+    def score(changes: Changes) -> float | None:
+        group = of(tried, changes=list(changes))
+        if not group:
+            return None
+        values = tops(group)
+        if len(values) < len(group):
+            return float("-inf")
+        return mean(values) if better_is_more(group[0]["metric"]) else -mean(values)
+
+    return score

@@ -1,0 +1,261 @@
+"""What benchmarks/accuracy/ runs, keeps and concludes."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mach.launcher.compose import compose, conf_dir
+from mach.results import Cost
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
+sys.path.append(str(FOLDER))
+grid = importlib.import_module("grid")
+stored = importlib.import_module("stored")
+tables = importlib.import_module("tables")
+training = importlib.import_module("training")
+tuning = importlib.import_module("tuning")
+sizes = importlib.import_module("sizes")
+Cell = grid.Cell
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def test_cells_are_seeds_by_methods_by_delays_and_what_no_delay_changes_runs_once():
+    found = grid.method_cells(
+        "mnist1d", ["backprop", "mach"], [0, 1], {"backprop"}, {"mach": ("optim.clip=0",)}, [0, 4]
+    )
+
+    def of_seed(seed, components, delays):
+        late = [
+            Cell("mnist1d", "mach", components, d, seed, changes=("optim.clip=0",)) for d in delays
+        ]
+        return [Cell("mnist1d", "backprop", components, 0, seed), *late]
+
+    assert found == [
+        *of_seed(0, 4, [0, 4]),
+        *of_seed(1, 4, [0, 4]),
+        *(cell for seed in (0, 1) for k in (2, 8) for cell in of_seed(seed, k, [4])),
+    ]
+
+
+def test_a_task_may_want_few_methods():
+    found = grid.method_cells("resnet", ["backprop", "mach", "dgl", "ddg"], [0], set(), {})
+    assert [(cell.method, cell.components, cell.delay) for cell in found] == [
+        ("backprop", 3, 1),
+        ("mach", 3, 1),
+        ("dgl", 3, 1),
+    ]
+
+
+def test_networks_trained_alone_are_each_run_once():
+    assert grid.alone_cells("mnist1d", [(1, 128), (2, 140), (1, 128)], [5], ("optim.lr=1",)) == [
+        Cell("mnist1d", "backprop", 1, 0, 5, grid.ALONE, ("optim.lr=1", "model.width=128")),
+        Cell("mnist1d", "backprop", 2, 0, 5, grid.ALONE, ("optim.lr=1", "model.width=140")),
+    ]
+
+
+@pytest.mark.parametrize("task", grid.TASKS)
+@pytest.mark.parametrize("kind", [grid.METHOD, grid.TUNING])
+def test_every_cell_of_the_leading_methods_is_a_config_of_mach(task, kind):
+    for method in grid.LEADING:
+        cell = Cell(task, method, grid.TASKS[task].components, 1, 3, kind)
+        config = compose(grid.overrides(cell, "some.file", steps=8))
+        assert (config.method, config.components, config.seed) == (method, cell.components, 3)
+        assert (config.steps, config.eval.every) == (8, 2)
+        chosen_blind = (config.data.validation > 0, config.eval.split == "validation")
+        assert chosen_blind == ((kind == grid.TUNING,) * 2)
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+def row(method="mach", delay=0, seed=0, value=0.9, components=4, **more):
+    about = asdict(Cell("mnist1d", method, components, delay, seed))
+    exits = [{"exit": k, "value": value - 0.01 * (3 - k), "params": 10, "flops": 20 + k}
+             for k in range(4)]  # fmt: skip
+    windows = [{"first": 3, "last": 3, "value": 0.5, "params": 5, "flops": 15}]
+    return {
+        **about,
+        "changes": [],
+        "cut_to": None,
+        "undelayed": method == "backprop",
+        "samples": 1000,
+        "trained_params": 40,
+        "metric": "accuracy",
+        "exits": exits,
+        "windows": windows,
+        "staleness": [delay * 1.5, 0.0],
+        "curve": [[500, value - 0.05], [1000, value]],
+        "commit": "0" * 40,
+        "changed": False,
+        "date": "today",
+        "torch": "2",
+        "seconds": 7,
+        **more,
+    }
+
+
+def test_what_was_interrupted_in_the_middle_of_a_line_goes_on_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    assert stored.read(path) == []
+    stored.append(path, row(seed=0))
+    with path.open("a") as file:
+        file.write('{"task": "mni')
+    assert stored.read(path) == [row(seed=0)]
+    stored.append(path, row(seed=1))
+    assert stored.read(path) == [row(seed=0), row(seed=1)]
+
+
+def test_only_cells_that_are_not_there_are_run():
+    cells = [Cell("mnist1d", "mach", 4, 0, seed) for seed in (0, 1, 0, 2)]
+    rows = [row(seed=1), row(seed=2, cut_to=9)]
+    assert stored.missing(cells, rows) == [cells[0], cells[3]]
+    assert stored.missing(cells, rows, 9) == cells[:2]
+    assert stored.missing([cells[1]], [row(seed=1, changes=["optim.lr=1"])]) == [cells[1]]
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def test_one_value_after_the_other_is_chosen_and_then_there_is_nothing_to_try():
+    best_of = {"a": 3, "b": 10}
+    known = {}
+
+    def score(changes):
+        return known.get(changes)
+
+    tried = []
+    while True:
+        best, tries = tuning.search({"a": (1, 2, 3), "b": (10, 20)}, score)
+        if not tries:
+            break
+        tried.append(tries)
+        for changes in tries:
+            values = dict(change.split("=") for change in changes)
+            known[changes] = -sum(abs(float(values[key]) - best_of[key]) for key in best_of)
+    assert tried == [[("a=1", "b=10"), ("a=2", "b=10"), ("a=3", "b=10")], [("a=3", "b=20")]]
+    assert best == ("a=3", "b=10")
+
+
+def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_made():
+    def tried(change, value):
+        kind = {"kind": grid.TUNING, "changes": [change]}
+        return {**row(value=value, **kind), **({} if value else {"exits": []})}
+
+    rows = [tried("x=1", 0.5), tried("x=2", 0.5), tried("x=3", None or 0)]
+    score = tuning.validated(rows, "mnist1d", "mach", None)
+    assert score(("x=3",)) == float("-inf")
+    assert score(("x=4",)) is None
+    assert tuning.search({"x": (1, 2, 3)}, score) == (("x=1",), [])
+
+
+def test_the_width_whose_cost_is_nearest_is_found():
+    asked = []
+
+    def cost(width):
+        asked.append(width)
+        return Cost(0, width * width).flops
+
+    assert sizes.nearest(10_100, cost, 16) == 100
+    assert sizes.nearest(10_200, cost, 400) == 101
+    assert sizes.nearest(0, cost, 16) == 1
+    assert len(asked) < 60
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_a_table_compares_with_back_propagation_of_as_many_components():
+    rows = [
+        row("backprop", value=0.95),
+        row("backprop", seed=1, value=0.97),
+        row("backprop", components=2, value=0.5),
+        row("mach", value=0.97),
+        row("mach", delay=4, value=0.93),
+    ]
+    text = tables.markdown(rows)
+    assert "| `backprop`, 4 components | 96.00 (95.00 .. 97.00) [2] | 96.00" in text
+    assert "| `mach`, 4 components | 97.00 [1] | 93.00 [1] |" in text
+    assert "| `mach`, 4 components | -1.00 [1] | +3.00 [1] |" in text
+    assert "| `mach`, 4 components | 1.00 [1] | never [1] |" in text
+    assert "| `mach`, delay 4 | 90.00 | 91.00 | 92.00 | 93.00 |" in text
+
+
+def test_runs_with_and_without_students_are_of_one_chain():
+    """With and without students the chain's numbers are the same, so that most need none."""
+    without = row("mach", seed=1, value=0.92, changes=["student=none"], windows=[])
+    text = tables.markdown([row("mach", value=0.9), without])
+    assert "| `mach`, 4 components | 91.00 (90.00 .. 92.00) [2] |" in text
+    assert "| `mach`, delay 0 | 88.00 | 89.00 | 90.00 | 91.00 | – | – | – | – | – | 50.00 |" in text
+    cells = [Cell("mnist1d", "mach", 4, 0, s, changes=("optim.lr=1",)) for s in (0, 1)]
+    assert [cell.changes for cell in grid.without_students(cells)] == [
+        ("optim.lr=1", "student=none")
+    ] * 2
+
+
+def test_a_method_that_diverges_is_told_not_left_out():
+    gone = {"diverged": "component 0", "exits": [], "windows": [], "staleness": [], "curve": []}
+    rows = [row("backprop"), {**row("ddg", delay=4), **gone}]
+    assert "| `ddg`, 4 components | – | diverged [1] |" in tables.markdown(rows)
+    assert "diverged" in tables.csv_of(rows)
+
+
+def test_bits_per_byte_are_the_better_the_fewer():
+    assert tables.lost(2.6, 2.5, "bits_per_byte") == pytest.approx(0.1)
+    assert tables.lost(0.96, 0.97, "accuracy") == pytest.approx(1.0)
+    curve = [[10, 3.0], [20, 2.4], [30, 2.5]]
+    assert tables.reached_after(curve, 2.5, "bits_per_byte") == 20
+    assert tables.reached_after(curve, 2.0, "bits_per_byte") is None
+
+
+def test_exits_and_windows_are_compared_with_networks_of_their_size():
+    alone = row("backprop", value=0.6, kind=grid.ALONE, components=2)
+    alone["exits"] = [{"exit": 1, "value": 0.4, "params": 41, "flops": 15}]
+    text = tables.markdown([row("mach", value=0.9), alone])
+    assert "| delay 0: window 3..3 | 15 | 50.00 | 40.00 | +10.00 |" in text
+    assert "| delay 0 | 40 | 90.00 | 40.00 | +50.00 |" in text
+
+
+def test_the_csv_has_a_line_for_every_exit_and_window():
+    (head, *lines) = csv.reader(io.StringIO(tables.csv_of([row(), row(seed=1)])))
+    assert len(lines) == 2 * 5
+    assert {len(line) for line in lines} == {len(head)}
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    x = (rng.normal(size=(3, 6))[y] + 0.3 * rng.normal(size=(300, 6))).astype("f4")
+    np.savez(tmp_path / "few.npz", x_train=x[:250], y_train=y[:250], x_test=x[250:], y_test=y[250:])
+    return str(tmp_path / "few.npz")
+
+
+def test_a_cell_is_run_to_a_row_that_can_be_kept_and_shown(numbers, tmp_path):
+    cell = Cell("mnist1d", "mach", 2, 1, 0, changes=("model.width=8", "student.width=8"))
+    found = training.train(cell, numbers, str(tmp_path), steps=8)
+    assert stored.cell_of(found) == cell
+    assert json.loads(json.dumps(found)) == {**found, "changes": list(cell.changes)}
+    assert [samples for samples, _ in found["curve"]] == [128, 256, 384, 512]
+    assert found["curve"][-1][1] == found["exits"][-1]["value"]
+    assert [(w["first"], w["last"]) for w in found["windows"]] == [(1, 1)]
+    assert "2 components (model.width=8, student.width=8)" in tables.markdown([found])
+
+
+def test_every_method_of_conf_is_offered():
+    methods = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+    assert set(grid.order(methods)) == methods
+    assert grid.order(methods)[:3] == list(grid.LEADING)
