@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from clouds import clouds, weights
@@ -142,6 +143,63 @@ def test_ampnet_has_as_many_microbatches_in_flight_as_it_says(dataset):
     assert most == 2 * (3 - 1) * 2 + 1
 
 
+# --- predicted gradients ---------------------------------------------------------------------
+
+
+def predicted_gradients(config: Config, dataset: Dataset) -> dict:
+    """DNI of two components: component 0 learns at once from a guess p(h, y) / s; what comes 2 d
+    microbatches late teaches p. With students that make every input, from those."""
+    oracle = Oracle(config, dataset)
+    low, high = (t.worker.component for t in oracle.trainers)
+    network, m = low.predictor.network, config.accumulate
+    scale = config.microbatch_size * m
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    arriving, lag_, taught = [], 2 * config.delay, 0
+
+    def teach() -> None:
+        nonlocal taught
+        h, y, gradient = arriving.pop(0)
+        target = gradient * scale
+        error = nn.functional.mse_loss(network(h, y), target)
+        (error / target.var(correction=0).clamp_min(1e-8) / m).backward()
+        taught += 1
+        if taught % m == 0:
+            low.predictor._update.step(taught // m - 1)
+
+    for b in range(config.microbatches):
+        x, y = batches.train(b)
+        h = low.body(x)
+        h.backward(network(h.detach(), y).detach() / scale)
+        if config.student.mix:
+            leaf = high.student.network(x).detach().requires_grad_()
+            high.distil(x, h.detach(), y)
+        else:
+            leaf = h.detach().requires_grad_()
+        (target_loss(high.head(high.body(leaf)), y) / m).backward()
+        arriving.append((h.detach(), y, leaf.grad))
+        if len(arriving) > lag_:
+            teach()
+        if (b + 1) % m == 0:
+            low._update.step(b // m)
+            high._update.step(b // m)
+    while arriving:
+        teach()
+    return weights(oracle) | {
+        f"predictor.{name}": value for name, value in network.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("method", ["dni", "synthetic_inputs"])
+@pytest.mark.parametrize("delay", [0, 2])
+def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, delay):
+    config = config_of(method, "components=2", f"delay={delay}")
+    oracle = train(config, dataset)
+    network = oracle.trainers[0].worker.component.predictor.network
+    trained = {f"predictor.{name}": value for name, value in network.state_dict().items()}
+    assert_same(weights(oracle) | trained, predicted_gradients(config, dataset))
+    assert any(value.abs().sum() > 0 for value in trained.values() if value.ndim == 2)
+
+
 # --- all of them -----------------------------------------------------------------------------
 
 
@@ -164,6 +222,9 @@ def test_every_method_trains(dataset, method):
         ("fdg", "replay=recompute", "replay=stash; got recompute"),
         ("fdg", "optim.correction=rate", "optim.correction=shrink; got rate. Shrinking is what"),
         ("ampnet", "replay=stash", "replay=recompute; got stash"),
+        ("dni", "predictor.enabled=false", "predictor.enabled=true; got False"),
+        ("synthetic_inputs", "student=none", "student.enabled=true; got False. Bodies learn on"),
+        ("synthetic_inputs", "student.mix=0.5", "student.mix=1; got 0.5"),
     ],
 )
 def test_a_method_whose_needs_contradict_the_config_is_refused(method, overrides, says):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clouds import clouds, make, weights
+from clouds import clouds, make
 from mach.channels import connect
 from mach.data import Batches
 from mach.trainer import Assembly, Oracle, Trainer, Worker, program
@@ -38,6 +38,9 @@ CASES = [
     make(3, feedback=0, head={"weight": 1.0}, delay=1),
     make(2, delay=1, optim={"precision": "bf16"}),
     make(4, delay=1, transport={"credits": 7}),
+    make(
+        3, delay=2, predictor={"enabled": True, "width": 8}, student={"enabled": True, "mix": 0.5}
+    ),
 ]
 
 
@@ -91,7 +94,7 @@ def name(number: int) -> str:
     config = CASES[number]
     if number < len(GRID):
         return f"K{config.components}-d{config.delay}-M{config.accumulate}-{config.replay}"
-    return ["sync", "students", "cut", "bf16", "credits"][number - len(GRID)]
+    return ["sync", "students", "cut", "bf16", "credits", "predictors"][number - len(GRID)]
 
 
 @pytest.mark.timeout(300)
@@ -107,11 +110,9 @@ def test_processes_give_the_weights_of_the_oracle_bit_by_bit(trained, number):
         torch.set_num_threads(threads)
     for k in range(config.components):
         parts, scores = torch.load(trained / f"{number}-{k}.pt")
-        for part, state in parts.items():
-            for key, value in weights(oracle, part).items() if part != "student" else []:
-                if key.startswith(f"{k}."):
-                    assert torch.equal(state[key.partition(".")[2]], value), (k, part, key)
+        modules = oracle.trainers[k].worker.component.modules()
+        assert modules.keys() == parts.keys()
+        for part, module in modules.items():
+            for key, value in module.state_dict().items():
+                assert torch.equal(parts[part][key], value), (k, part, key)
         assert scores[0]["loss"] == result["chain"][k]["loss"]
-        if config.student.enabled and k > 0:
-            student = oracle.trainers[k].worker.component.modules()["student"].state_dict()
-            assert all(torch.equal(parts["student"][key], student[key]) for key in student)

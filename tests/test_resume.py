@@ -146,6 +146,24 @@ def test_resumed_equals_uninterrupted(tmp_path, schedule, delay, replay, optimiz
         assert mine == theirs
 
 
+def test_predictors_resume_as_everything_else(tmp_path):
+    config = make(
+        3,
+        delay=2,
+        predictor={"enabled": True, "width": 8},
+        student={"enabled": True, "width": 8, "mix": 1.0},
+        checkpoint={"every": 2},
+        report={"wandb": "off"},
+    )
+    chain(config, clouds(), tmp_path / "whole")
+    with pytest.raises(DiedError):
+        chain(config, clouds(), tmp_path / "cut", dies_after=4)
+    chain(replace(config, resume="auto"), clouds(), tmp_path / "cut")
+    checkpoints = [tmp_path / name / "checkpoints" / "step-6" for name in ("whole", "cut")]
+    assert_same_tensors(*checkpoints)
+    assert any("predictor." in name for name in stored_tensors(checkpoints[0]))
+
+
 def test_the_stash_is_no_other_algorithm_after_a_resume(tmp_path):
     """Without a delay nothing is in flight, so stash and recompute must agree, resumed or not."""
     weights = []

@@ -57,6 +57,19 @@ def test_delayed_drains_and_begins_anew_at_a_flush_point():
     assert drawn("delayed", 2, 0, 1, 2, 2, flush_points=[1]) == "F0 F1 B0 B1 S | F2 F3 B2 B3 S |"
 
 
+def test_unlocked_components_step_by_their_forwards_and_hear_of_them_one_hop_later():
+    assert [drawn("delayed", 3, k, 1, 2, 2, reach=1, unlocked=True) for k in range(3)] == [
+        "F0 F1 S F2 B0 F3 B1 S B2 B3 |",
+        "F0 F1 S F2 B0 F3 B1 S B2 B3 |",
+        "F0 B0 F1 B1 S F2 B2 F3 B3 S |",
+    ]
+
+
+def test_a_parent_that_answers_at_once_is_one_hop_away():
+    assert [lag(4, k, 3, reach=1) for k in range(4)] == [6, 6, 6, 0]
+    assert drawn("sync", 4, 0, 0, 4, 1, reach=1) == "F0 F1 B0 F2 B1 F3 B2 B3 S |"
+
+
 def test_delay_0_is_one_microbatch_at_a_time_whatever_the_component():
     orders = {drawn("delayed", 4, k, 0, 2, 2) for k in range(4)}
     assert orders == {"F0 B0 F1 B1 S F2 B2 F3 B3 S |"}

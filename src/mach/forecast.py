@@ -67,7 +67,12 @@ def program(config: Config, k: int) -> list[Action]:
     kind = "delayed" if config.schedule == "free" else config.schedule
     steps = max(2, -(-_MICROBATCHES // config.accumulate))
     delay, accumulate = config.effective_delay, config.accumulate
-    return list(actions(kind, config.components, k, delay, accumulate, steps))
+    reach, unlocked = config.reach, config.unlocked
+    return list(
+        actions(
+            kind, config.components, k, delay, accumulate, steps, reach=reach, unlocked=unlocked
+        )
+    )
 
 
 def in_flight(config: Config, k: int) -> InFlight:
@@ -114,14 +119,19 @@ def forecast(config: Config, durations: Sequence[Durations], lanes: int) -> Fore
                 stale[k][b] = staleness
                 sent_s = began_s + (d.bare_forward_s if staleness else d.forward_s)
                 ups[k][b], after_s = sent_s, sent_s + d.distil_s
+                if config.unlocked and k < last:  # it learns at once, and so answers at once
+                    after_s += d.backward_s
+                    downs[k][b] = after_s
             case Backward(b):
                 if k < last and config.feedback > 0:
                     if b not in downs[k + 1]:
                         return False
                     began_s = max(began_s, downs[k + 1][b])
                 late = stale[k].pop(b) > 0 and config.replay == "recompute"
-                after_s = began_s + (d.late_backward_s if late else d.backward_s)
-                downs[k][b] = after_s
+                after_s = began_s
+                if not (config.unlocked and k < last):
+                    after_s += d.late_backward_s if late else d.backward_s
+                    downs[k][b] = after_s
             case Step():
                 after_s = began_s + d.step_s
             case _:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mach.config import OptimConfig, StudentConfig
+from mach.config import OptimConfig
 from mach.muon import Muon
 
 
@@ -160,9 +160,10 @@ class _Matrix:
         return kernel.permute(self._axes).flatten(1)
 
 
-def student_config(config: OptimConfig, student: StudentConfig) -> OptimConfig:
-    """Students always learn by AdamW, at a rate of their own and with fresh gradients."""
-    return replace(config, name="adamw", lr=student.lr, correction="none")
+def beside(config: OptimConfig, lr: float) -> OptimConfig:
+    """What is trained beside the chain, students and predictors, always learns by AdamW, at a rate
+    of its own and from fresh gradients."""
+    return replace(config, name="adamw", lr=lr, correction="none")
 
 
 # --- torch._dynamo -----------------------------------------------------------------------------

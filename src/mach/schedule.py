@@ -25,6 +25,15 @@ K = 3, d = 1, M = 2:
 
 With d = 0 every component is at lag 0: the exact gradient, one microbatch in the chain at a time.
 
+Where a parent answers at once, with a gradient that does not wait for what lies above it (`reach`
+1), components below the top are at lag 2 d. Where they are `unlocked` they do not wait for that
+either: they learn at their forward, and what comes late only teaches them to predict it.
+K = 3, d = 1, M = 2:
+
+    k = 0    F0 F1 S F2 B0 F3 B1 S F4 B2 ..          lag 2
+    k = 1    F0 F1 S F2 B0 F3 B1 S F4 B2 ..          lag 2
+    k = 2    F0 B0 F1 B1 S F2 B2 ..                  lag 0
+
 `free` has no list: `mach.policy` decides what is next from what has arrived.
 
 At a flush point n `sync` and `delayed` finish every microbatch of the first n steps, take
@@ -106,14 +115,21 @@ class Move(Enum):
 Action = Move | Forward | Backward | Step | Flush | Evaluate
 
 
-def lag(components: int, component: int, delay: int) -> int:
-    """Microbatches between a component's Forward(b) and its Backward(b) under `delayed`."""
-    return 2 * (components - 1 - component) * delay
+def lag(components: int, component: int, delay: int, reach: int | None = None) -> int:
+    """Microbatches between a component's Forward(b) and its Backward(b) under `delayed`.
+
+    Args:
+        reach: from how many hops above a gradient comes; None is from the top.
+    """
+    hops = components - 1 - component
+    return 2 * (hops if reach is None else min(hops, reach)) * delay
 
 
-def staleness(components: int, component: int, delay: int, accumulate: int) -> float:
+def staleness(
+    components: int, component: int, delay: int, accumulate: int, reach: int | None = None
+) -> float:
     """tau_k of design section 2: mean age of the gradient at component k, in optimizer steps."""
-    return lag(components, component, delay) / accumulate
+    return lag(components, component, delay, reach) / accumulate
 
 
 def actions(
@@ -125,6 +141,9 @@ def actions(
     steps: int,
     flush_points: Collection[int] = (),
     first_step: int = 0,
+    *,
+    reach: int | None = None,
+    unlocked: bool = False,
 ) -> Iterator[Action]:
     """Everything component `component` does from step `first_step` to step `steps`, in order.
 
@@ -137,23 +156,28 @@ def actions(
         steps: the last optimizer step.
         flush_points: steps after which nothing may be in flight; `steps` always is one.
         first_step: a flush point to go on from; microbatches start at `first_step * accumulate`.
+        reach: from how many hops above a gradient comes; None is from the top.
+        unlocked: components below the top learn at their forward.
     """
+    hops = components - 1 - component
+    reach = hops if reach is None else min(hops, reach)
+    unlocked = unlocked and hops > 0
     stops = sorted({n for n in flush_points if first_step < n < steps} | {steps})
     for start, stop in zip([first_step, *stops], stops, strict=False):
         if kind == "sync":
             for step in range(start, stop):
-                yield from _one_f_one_b(components, component, accumulate, step)
+                yield from _one_f_one_b(reach, accumulate, step)
         elif kind == "delayed":
-            yield from _delayed(lag(components, component, delay), accumulate, start, stop)
+            yield from _delayed(2 * reach * delay, accumulate, start, stop, unlocked)
         else:
             raise ValueError(f"schedule kind: expected sync or delayed, got {kind!r}")
         yield Flush(stop)
 
 
-def _one_f_one_b(components: int, component: int, accumulate: int, step: int) -> Iterator[Action]:
+def _one_f_one_b(reach: int, accumulate: int, step: int) -> Iterator[Action]:
     """One optimizer step of 1F1B: warm up, alternate, drain."""
     first, end = step * accumulate, (step + 1) * accumulate
-    warm_up = min(components - 1 - component, accumulate)
+    warm_up = min(reach, accumulate)
     for microbatch in range(first, end + warm_up):
         if microbatch < end:
             yield Forward(microbatch)
@@ -162,19 +186,20 @@ def _one_f_one_b(components: int, component: int, accumulate: int, step: int) ->
     yield Step(step + 1)
 
 
-def _delayed(lag: int, accumulate: int, start: int, stop: int) -> Iterator[Action]:
+def _delayed(lag: int, accumulate: int, start: int, stop: int, unlocked: bool) -> Iterator[Action]:
     """Steps `start` to `stop` of the delayed schedule, ending with an empty pipeline."""
     first, end = start * accumulate, stop * accumulate
     for microbatch in range(first, end + lag):
-        if microbatch < end:
-            done = max(microbatch - lag - first, 0) // accumulate  # own steps before this forward
-            due = (microbatch - first) // accumulate  # own steps before its backward
-            yield Forward(microbatch, due - done)
         back = microbatch - lag
+        if microbatch < end:
+            done = max(back - first, 0) // accumulate  # own steps before this forward
+            due = (microbatch - first) // accumulate  # own steps before its backward
+            yield Forward(microbatch, 0 if unlocked else due - done)
         if back >= first:
             yield Backward(back)
-            if (back + 1) % accumulate == 0:
-                yield Step((back + 1) // accumulate)
+        learned = microbatch if unlocked else back  # the microbatch whose gradient came last
+        if first <= learned < end and (learned + 1) % accumulate == 0:
+            yield Step((learned + 1) // accumulate)
 
 
 def evaluation(

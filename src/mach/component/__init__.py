@@ -1,8 +1,9 @@
 """One component of the chain: it trains alone, in a notebook."""
 
 from mach.component.component import Component
+from mach.component.predictor import GradientPredictor
 from mach.component.recompute import Recomputing
 from mach.component.student import Student
 from mach.component.updates import Update
 
-__all__ = ["Component", "Recomputing", "Student", "Update"]
+__all__ = ["Component", "GradientPredictor", "Recomputing", "Student", "Update"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -23,39 +22,12 @@ from torch import Tensor, nn
 from mach.component.compiled import as_written, compile_in_place
 from mach.component.losses import scale_gradient, target_loss
 from mach.component.modes import Modes
+from mach.component.predictor import GradientPredictor
 from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.updates import Update
+from mach.component.work import Pending, StepTotals
 from mach.errors import ConfigError
-
-
-@dataclass(slots=True)
-class Pending:
-    """One microbatch between its forward and its backward."""
-
-    inputs: Tensor
-    """What the body was given; a leaf whose gradient goes to the child."""
-    output: Tensor | None
-    """h with its graph, or None where the forward has to be run again."""
-    y: Tensor
-    version: int
-    """Optimizer steps this component had taken at the forward."""
-    weights: Version | None
-    """The version of the body that `output` was made with; None where it is the body's own."""
-    from_student: int
-    """Leading rows of `inputs` that the student made; the child gets no gradient for them."""
-
-
-@dataclass(slots=True)
-class StepTotals:
-    """Sums since they were last read, on the device, so that training never waits for them."""
-
-    loss: Tensor
-    student_loss: Tensor
-    backwards: int = 0
-    distillations: int = 0
-    staleness: int = 0
-    staleness_max: int = 0
 
 
 class Component:
@@ -72,6 +44,8 @@ class Component:
         head_weight: float = 1.0,
         student: Student | None = None,
         mix: float = 0.0,
+        predictor: GradientPredictor | None = None,
+        predicted: bool = False,
         feedback: float = 0.0,
         accumulate: int = 1,
         replay: str = "recompute",
@@ -88,6 +62,10 @@ class Component:
             head_weight: lambda, what the body feels of the head's gradient.
             student: predicts the child's activation; None at the bottom, or without distillation.
             mix: fraction of each microbatch whose input the student makes.
+            predictor: predicts the parent's gradient, so that the body learns at once; None at the
+                top, or where it learns from the gradient itself.
+            predicted: whether the child has one. To learn from, a gradient at the student's guess
+                will do, which the child's body could not be given.
             feedback: gamma, factor on the gradient returned to the child; at 0 it is not computed,
                 as at the bottom, which has no child.
             accumulate: M, microbatches per step.
@@ -95,12 +73,13 @@ class Component:
             precision: `fp32`, or `bf16` for autocast.
             compiled: train with compiled modules; `rehearse` compiles them.
         """
-        self.body, self.head, self.student = body, head, student
+        self.body, self.head, self.student, self.predictor = body, head, student, predictor
         self._chain_modes = Modes(body, head)
         self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
         self._targets = targets
         self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
+        self._predicted = predicted
         self._accumulate = accumulate
         self._stash = WeightStash(body) if replay == "stash" else None
         self._device = next(chain(head.parameters(), body.parameters())).device
@@ -158,23 +137,30 @@ class Component:
             The gradient of its inputs times feedback [B, ...]; None where feedback is 0.
         """
         work = self.pending.pop(microbatch)
-        h = work.output if work.output is not None else self._replay(work.inputs)
-        weight = 1.0 if alone else self._head_weight
-        loss = self._head_loss(scale_gradient(h, weight), work.y)
-        roots: list[Tensor] = [loss / self._accumulate]
-        seeds: list[Tensor | None] = [None]
-        if gradient is not None:
-            roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
-        # A checkpointed block is run once more inside of this.
-        with self._gathering(work.weights), self._chain_modes.uncounted():
-            torch.autograd.backward(roots, seeds)
-        self._count(loss, self.version - work.version)
-        child_gradient = work.inputs.grad
-        if child_gradient is None:
+        if self.predictor is not None:
+            self._teach(self.predictor, work, gradient)
             return None
-        if work.from_student:
-            child_gradient[: work.from_student] = 0
-        return child_gradient if self._feedback == 1 else child_gradient * self._feedback
+        h = work.output if work.output is not None else self._replay(work.inputs)
+        return self._gather(work, h, gradient, 1.0 if alone else self._head_weight)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the child's gradient comes from `answer`, rather than from `backward`."""
+        return self.predictor is not None
+
+    def answer(self, microbatch: Hashable) -> Tensor | None:
+        """Back-propagate a microbatch that has just been forwarded, with a predicted gradient.
+
+        Returns:
+            As `backward`, which will only teach the predictor.
+        """
+        assert self.predictor is not None
+        work = self.pending[microbatch]
+        h = work.output
+        assert h is not None, "what is learnt from at once is not stale"
+        work.output = h.detach()
+        guess = self.predictor.predict(h, self._targets(work.y))
+        return self._gather(work, h, guess, self._head_weight)
 
     def distil(self, x: Tensor, child: Tensor, y: Tensor) -> None:
         """Train the student on the activation `child` that has just come for the raw input `x`."""
@@ -207,9 +193,13 @@ class Component:
         mix, self._mix = self._mix, 0.0
         try:
             with torch.random.fork_rng(devices=gpus), self._modes.uncounted():
-                for staleness in (0, 1):
+                for staleness in (0,) if self.answers else (0, 1):
                     h = self.forward("rehearsal", inputs, x, y, staleness)
-                    self.backward("rehearsal", torch.zeros_like(h))
+                    if self.answers:
+                        self.answer("rehearsal")
+                        del self.pending["rehearsal"]
+                    else:
+                        self.backward("rehearsal", torch.zeros_like(h))
                 if self.student is not None:
                     self._gather_distillation(x, inputs, y)
         except Exception as error:
@@ -234,6 +224,8 @@ class Component:
         """Go on after optimizer step `step`, with nothing in flight."""
         assert not self.pending
         self.version = step
+        if self.predictor is not None:
+            self.predictor.resume(step)
         if self.student is not None:
             self.student.resume(step)
 
@@ -270,9 +262,41 @@ class Component:
     def modules(self) -> dict[str, nn.Module]:
         """What is trained here, by name."""
         named = {"body": self.body, "head": self.head}
-        return named if self.student is None else {**named, "student": self.student.network}
+        if self.student is not None:
+            named["student"] = self.student.network
+        if self.predictor is not None:
+            named["predictor"] = self.predictor.network
+        return named
 
     # --- details -------------------------------------------------------------------------
+
+    def _gather(
+        self, work: Pending, h: Tensor, gradient: Tensor | None, weight: float
+    ) -> Tensor | None:
+        """Gather the gradient of weight CE(g(h), y) + <h, gradient>. Returns the child's."""
+        loss = self._head_loss(scale_gradient(h, weight), work.y)
+        roots: list[Tensor] = [loss / self._accumulate]
+        seeds: list[Tensor | None] = [None]
+        if gradient is not None:
+            roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
+        # A checkpointed block is run once more inside of this.
+        with self._gathering(work.weights), self._chain_modes.uncounted():
+            torch.autograd.backward(roots, seeds)
+        self._count(loss, self.version - work.version)
+        child_gradient = work.inputs.grad
+        if child_gradient is None:
+            return None
+        if work.from_student and not self._predicted:
+            child_gradient[: work.from_student] = 0
+        return child_gradient if self._feedback == 1 else child_gradient * self._feedback
+
+    def _teach(self, predictor: GradientPredictor, work: Pending, gradient: Tensor | None) -> None:
+        """Train the predictor on the gradient that its guess was made for."""
+        assert work.output is not None
+        if gradient is None:
+            return
+        self.totals.predictor_loss += predictor.learn(work.output, self._targets(work.y), gradient)
+        self.totals.predictions += 1
 
     def _gather_distillation(self, x: Tensor, child: Tensor, y: Tensor) -> Tensor:
         assert self.student is not None
@@ -321,4 +345,4 @@ class Component:
 
     def _zero_totals(self) -> StepTotals:
         zero = torch.zeros((), device=self._device)
-        return StepTotals(zero, zero.clone())
+        return StepTotals(zero, zero.clone(), zero.clone())

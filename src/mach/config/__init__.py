@@ -21,7 +21,7 @@ from mach.config.data import (
     TokensConfig,
 )
 from mach.config.generate import GenerateConfig
-from mach.config.learning import HeadConfig, OptimConfig, StudentConfig
+from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
 from mach.config.model import CustomConfig, GptConfig, MlpConfig, ModelConfig, ResNetConfig
 from mach.config.run import Config
 from mach.config.running import (
@@ -55,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "NpzConfig",
     "OptimConfig",
+    "PredictorConfig",
     "ReportConfig",
     "ResNetConfig",
     "SequenceConfig",

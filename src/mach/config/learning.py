@@ -50,6 +50,29 @@ class StudentConfig:
 
 
 @dataclass
+class PredictorConfig:
+    """A network at every component below the top that predicts the parent's gradient, so that the
+    component learns at once (DNI, Jaderberg et al., 2017). The parent's gradient trains it when it
+    comes. Its matrices are stepped by AdamW, as students are."""
+
+    enabled: bool = False
+    labels: bool = True
+    """Whether it knows the labels (of text: the next tokens). Without them it can only predict the
+    mean over all labels, and on images falls far behind."""
+    width: int = 128
+    """Width of its hidden layers; of a convolutional one its channels."""
+    depth: int = 1
+    """Hidden layers."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    def __post_init__(self) -> None:
+        at_least("predictor.width", self.width, 1)
+        at_least("predictor.depth", self.depth, 0)
+        at_least("predictor.lr", self.lr, 0)
+
+
+@dataclass
 class OptimConfig:
     """How a component turns gradients into steps."""
 

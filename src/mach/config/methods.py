@@ -49,6 +49,12 @@ _PRESENT_WEIGHTS = Need(
     lambda c: c.replay == "recompute",
     "It back-propagates through the present weights; method=ddg goes through those of the forward.",
 )
+_PREDICTOR = Need(
+    "predictor.enabled",
+    "true",
+    lambda c: c.predictor.enabled,
+    "It learns from predicted gradients.",
+)
 
 NEEDS: dict[str, tuple[Need, ...]] = {
     "backprop": (
@@ -81,6 +87,23 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
     ),
     "ampnet": (_GRADIENT, _PRESENT_WEIGHTS),
+    "dni": (_GRADIENT, _PREDICTOR),
+    "synthetic_inputs": (
+        _GRADIENT,
+        _PREDICTOR,
+        Need(
+            "student.enabled",
+            "true",
+            lambda c: c.student.enabled,
+            "Bodies learn on what students make; method=dni has real inputs.",
+        ),
+        Need(
+            "student.mix",
+            "1",
+            lambda c: c.student.mix == 1,
+            "Bodies learn on what students make alone; method=dni has real inputs.",
+        ),
+    ),
 }
 """By method. One that is not here needs nothing: `mach`, or one of your own."""
 

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 from mach.config.checks import at_least, one_of
 from mach.config.data import DataConfig, DigitsConfig
-from mach.config.learning import HeadConfig, OptimConfig, StudentConfig
+from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
 from mach.config.methods import check_method
 from mach.config.model import MlpConfig, ModelConfig
 from mach.config.running import (
@@ -19,7 +19,7 @@ from mach.config.running import (
     TransportConfig,
 )
 from mach.errors import ConfigError
-from mach.schedule import KINDS
+from mach.schedule import KINDS, staleness
 
 _COMPILE_S = 600.0
 """Longer than any component compiles (a minute is much), and still an end to a wait."""
@@ -62,6 +62,7 @@ class Config:
     data: DataConfig = field(default_factory=DigitsConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -105,6 +106,7 @@ class Config:
                 "head.weight: expected more than 0 because feedback=0 leaves the bodies below the "
                 "top with no other gradient; got 0. Set head.weight=1."
             )
+        self._check_predictor()
         check_method(self)
 
     @property
@@ -128,6 +130,23 @@ class Config:
     def effective_delay(self) -> int:
         """Delay that costs staleness: none when the chain is cut or flushed at every step."""
         return self.delay if self.schedule != "sync" and self.feedback > 0 else 0
+
+    @property
+    def unlocked(self) -> bool:
+        """Whether components below the top learn at once, from predicted gradients."""
+        return self.predictor.enabled
+
+    @property
+    def reach(self) -> int:
+        """From how many hops above a gradient comes: from the top, or from the parent alone."""
+        return 1 if self.unlocked else max(1, self.components - 1)
+
+    def staleness(self, k: int) -> float:
+        """tau_k: age in optimizer steps of the gradient that component k learns from."""
+        if self.unlocked:
+            return 0.0
+        components, delay = self.components, self.effective_delay
+        return staleness(components, k, delay, self.accumulate, self.reach)
 
     @property
     def gradient_factor(self) -> float:
@@ -194,6 +213,21 @@ class Config:
             raise ConfigError(
                 "launch=inprocess: expected faults=none, as there is no process of a component "
                 f"that could fail; got faults={self.faults.kind}. Set launch=gang."
+            )
+
+    def _check_predictor(self) -> None:
+        if not self.predictor.enabled:
+            return
+        if self.feedback == 0:
+            raise ConfigError(
+                "predictor.enabled=true: expected feedback above 0, as predictors learn from the "
+                "parents' gradients; got 0. Set feedback=1."
+            )
+        if self.schedule == "free":
+            raise ConfigError(
+                "predictor.enabled=true: expected schedule=delayed or sync; got free, under which "
+                "a component that gets no gradient learns from its local loss. Set "
+                "schedule=delayed."
             )
 
     def _check_cut(self) -> None:

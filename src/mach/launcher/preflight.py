@@ -38,6 +38,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
     config = check_folder(config, run_dir)
     config, dataset = prepare(config, places)
     assembly = Assembly(config, dataset.task)
+    assembly.check()
     for k in range(config.components):
         found = resume_point(config, run_dir, k)
         if found is not None:

@@ -3,6 +3,7 @@
 from mach.models.build import (
     build_body,
     build_head,
+    build_predictor,
     build_student,
     cost,
     family_of,
@@ -15,6 +16,7 @@ __all__ = [
     "autocast_dtypes",
     "build_body",
     "build_head",
+    "build_predictor",
     "build_student",
     "cost",
     "family_of",

@@ -20,6 +20,7 @@ from mach.models.custom import Custom
 from mach.models.family import Family
 from mach.models.gpt import Gpt
 from mach.models.mlp import Mlp
+from mach.models.predictor import predictor_for
 from mach.models.resnet import ResNet
 from mach.shapes import TensorSpec
 
@@ -69,6 +70,26 @@ def build_student(
     """Student of the component that has these blocks; it predicts what comes into them."""
     return seeded(
         config.seed, "student", blocks.start, lambda: family.student(activation, config.student)
+    )
+
+
+def build_predictor(
+    family: Family, activation: TensorSpec, blocks: range, config: Config
+) -> nn.Module:
+    """Predictor of the gradient that the component with these blocks is given.
+
+    Raises:
+        ConfigError: it is to know the labels, and they do not fit the activation.
+    """
+    task = family.task
+    tokens = not task.sample.dtype.is_floating_point
+    y = torch.zeros((1, *task.sample.shape) if tokens else (1,), dtype=torch.int64)
+    labels = family.targets(y).numel()
+    return seeded(
+        config.seed,
+        "predictor",
+        blocks.stop,
+        lambda: predictor_for(activation, task, labels, config.predictor),
     )
 
 

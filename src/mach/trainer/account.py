@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mach.component.component import StepTotals
+from mach.component.work import StepTotals
 from mach.trainer.step import Worker
 
 
@@ -48,6 +48,11 @@ class Account:
             "student_loss": totals.student_loss.item() / totals.distillations
             if totals.distillations
             else None,
+            **(
+                {"predictor_loss": totals.predictor_loss.item() / totals.predictions}
+                if totals.predictions
+                else {}
+            ),
             "staleness_steps": totals.staleness / max(1, totals.backwards),
             "wait_child_ms": change["wait_child_s"] * 1e3,
             "wait_parent_ms": change["wait_parent_s"] * 1e3,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from mach.channels import Link, links
-from mach.component import Component, Recomputing, Student
+from mach.component import Component, GradientPredictor, Recomputing, Student
 from mach.config import Config
 from mach.data import Batches
 from mach.metrics import Task
@@ -19,13 +19,13 @@ from mach.models import (
     autocast_dtypes,
     build_body,
     build_head,
+    build_predictor,
     build_student,
     cost,
     family_of,
 )
-from mach.optim import Optimizer, student_config
+from mach.optim import Optimizer, beside
 from mach.results import Cost, Costs
-from mach.schedule import staleness
 from mach.shapes import TensorSpec
 
 
@@ -57,6 +57,18 @@ class Assembly:
         config = self.config
         payloads, wire_dtype = self.payloads(device.type), config.transport.wire_dtype
         return links(payloads, config.credits, config.feedback, wire_dtype)
+
+    def check(self) -> None:
+        """Refuse parts that do not fit each other.
+
+        Raises:
+            ConfigError: labels that predictors are to know do not fit an activation.
+        """
+        if self.config.predictor.enabled:
+            with torch.device("meta"):
+                for k in range(self.config.components - 1):
+                    spec = self.activations[k]
+                    build_predictor(self.family, spec, self.bodies[k], self.config)
 
     def costs(self) -> Costs:
         """Inference cost of every part, by a dry run on meta; of somebody else's modules that do
@@ -101,6 +113,9 @@ class Assembly:
         student = None
         if config.student.enabled and k > 0:
             student, optimizers["student"] = self._student(k, device)
+        predictor = None
+        if config.predictor.enabled and not top:
+            predictor, optimizers["predictor"] = self._predictor(k, device)
         component = Component(
             body,
             head,
@@ -110,6 +125,8 @@ class Assembly:
             head_weight=1.0 if top else config.head.weight,
             student=student,
             mix=config.student.mix,
+            predictor=predictor,
+            predicted=config.predictor.enabled,
             feedback=config.gradient_factor if k > 0 else 0.0,
             accumulate=config.accumulate,
             replay=config.replay,
@@ -147,7 +164,7 @@ class Assembly:
         if head is not None:
             taken = set(body.parameters())  # what head and body share is stepped once
             named += [(name, p) for name, p in _named("head", head) if p not in taken]
-        tau = staleness(config.components, k, config.effective_delay, config.accumulate)
+        tau = config.staleness(k)
         return Optimizer(
             named,
             config.optim,
@@ -163,7 +180,7 @@ class Assembly:
         network = network.to(device)
         optimizer = Optimizer(
             _named("student", network),
-            student_config(config.optim, config.student),
+            beside(config.optim, config.student.lr),
             steps=config.steps,
         )
         student = Student(
@@ -174,6 +191,20 @@ class Assembly:
             dtype=self.payloads(device.type)[k - 1].dtype,
         )
         return student, optimizer
+
+    def _predictor(self, k: int, device: torch.device) -> tuple[GradientPredictor, Optimizer]:
+        config = self.config
+        network = build_predictor(self.family, self.activations[k], self.bodies[k], config)
+        network = network.to(device)
+        optimizer = Optimizer(
+            _named("predictor", network),
+            beside(config.optim, config.predictor.lr),
+            steps=config.steps,
+        )
+        predictor = GradientPredictor(
+            network, optimizer, accumulate=config.accumulate, labels=config.predictor.labels
+        )
+        return predictor, optimizer
 
 
 def _named(prefix: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -43,6 +43,8 @@ def program(
         config.steps,
         points,
         first_step,
+        reach=config.reach,
+        unlocked=config.unlocked,
     ):
         yield action
         if isinstance(action, Flush):  # saved first: an evaluation may take long

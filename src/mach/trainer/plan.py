@@ -22,7 +22,6 @@ from mach.forecast import Durations, forecast, in_flight
 from mach.optim import Optimizer
 from mach.rank import resident_bytes
 from mach.results import Cost
-from mach.schedule import staleness
 from mach.trainer.assemble import Assembly
 from mach.trainer.measure import Stopwatch, Times, computing
 
@@ -129,7 +128,7 @@ def plan(config: Config, dataset: Dataset, device: torch.device, lanes: int) -> 
                 parts={name: Part(cost, one.times[name]) for name, cost in kinds.items() if cost},
                 durations=one.durations,
                 memory=one.memory([edge for edge in edges if k in (edge.source, edge.target)]),
-                staleness_steps=_staleness(config, k),
+                staleness_steps=config.staleness(k),
                 busy_s=ahead.busy_s[k],
                 busy_fraction=ahead.busy_fractions[k],
                 of_mean=ahead.busy_s[k] / mean_s,
@@ -194,9 +193,11 @@ class _Measured:
 
         def laps(lap: Callable[[], None]) -> None:
             lap()
-            for stale in (0, 1):
+            for stale in (0, 0 if component.answers else 1):
                 component.forward("plan", self._inputs, None, self._y, stale)
                 lap()
+                if component.answers:
+                    component.answer("plan")
                 component.backward("plan", self._gradient)
                 lap()
             if component.student is not None:
@@ -289,7 +290,3 @@ def _resident_when_empty() -> int:
 def _edges(assembly: Assembly, device: torch.device) -> list[Edge]:
     links = assembly.links(device)
     return [edge for link in links for edge in (link.up, link.down) if edge is not None]
-
-
-def _staleness(config: Config, k: int) -> float:
-    return staleness(config.components, k, config.effective_delay, config.accumulate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mach.channels import Channels, Header, Kind
+from mach.channels import Channels, Header, Kind, Receiver, Sender
 from mach.component import Component
 from mach.data import Batches
 from mach.errors import DivergedError
@@ -39,17 +39,17 @@ class Worker:
 
     def ready(self, action: Action) -> bool:
         """Whether `run` would not have to wait for a neighbour."""
-        channels = self.channels
+        channels, to_child = self.channels, self.channels.to_child
+        answers = self.component.answers
+        ends: tuple[Sender | Receiver | None, ...] = ()
         match action:
             case Forward():
-                ends = (channels.from_child, channels.to_parent)
+                ends = (channels.from_child, channels.to_parent, to_child if answers else None)
             case Backward():
-                ends = (channels.from_parent, channels.to_child)
+                ends = (channels.from_parent, None if answers else to_child)
             case Evaluate(origin=origin):
                 below = channels.from_child if origin < self.index else None
                 ends = (below, channels.to_parent)
-            case _:
-                ends = (None, None)
         return all(end is None or end.ready() for end in ends)
 
     def run(self, action: Action) -> None:
@@ -98,6 +98,8 @@ class Worker:
         h = component.forward(microbatch, inputs, x, y, staleness)
         if channels.to_parent is not None:  # before any other work: the parent may be waiting
             channels.to_parent.send(header, h)
+        if component.answers:
+            self._return(header, component.answer(microbatch))
         if component.student is not None:
             component.distil(x, inputs, y)
 
@@ -106,9 +108,11 @@ class Worker:
         header = Header(Kind.TRAIN, microbatch, component.version)
         from_parent = channels.from_parent
         gradient = from_parent.receive(header) if from_parent is not None else None
-        child_gradient = component.backward(microbatch, gradient)
-        if channels.to_child is not None and child_gradient is not None:
-            channels.to_child.send(header, child_gradient)
+        self._return(header, component.backward(microbatch, gradient))
+
+    def _return(self, header: Header, child_gradient: Tensor | None) -> None:
+        if self.channels.to_child is not None and child_gradient is not None:
+            self.channels.to_child.send(header, child_gradient)
 
     def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
         channels = self.channels

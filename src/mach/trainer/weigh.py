@@ -16,7 +16,6 @@ from mach.component.losses import distillation_loss, target_loss
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.models import build_body, build_head, build_student, family_of
-from mach.schedule import lag
 from mach.shapes import TensorSpec
 from mach.trainer.measure import Stopwatch, Times, computing
 
@@ -68,7 +67,7 @@ def replays(config: Config, k: int) -> float:
     """How many second forwards component k runs for each microbatch."""
     if config.replay == "stash":
         return 0.0
-    return min(1.0, lag(config.components, k, config.effective_delay) / config.accumulate)
+    return min(1.0, config.staleness(k))
 
 
 class _Measured:
