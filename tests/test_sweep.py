@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -248,6 +249,31 @@ def test_jobs_side_by_side_have_cores_of_their_own_and_the_numbers_of_a_serial_s
         assert scores(tmp_path / "beside" / job) == scores(tmp_path / "alone" / job)
     assert {row["exit_code"] for row in table(tmp_path / "beside")} == {"0"}
     assert_none_left(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_leaves_no_job_behind(tmp_path, number):
+    """Ctrl-C reaches all processes of a terminal, kill -9 the launcher alone."""
+    words = [*SMALL, "components=1", "steps=100000", "launch.parallel=2", "seed=0,1,2", "out=sweep"]
+
+    def both_run() -> bool:
+        return len(list((tmp_path / "sweep").glob("*/component-0.jsonl"))) == 2
+
+    with Command([*TRAIN, "-m", *words], tmp_path) as started:
+        started.until(both_run)
+        family = started.process.children(recursive=True)
+        if number == signal.SIGINT:
+            os.killpg(started.process.pid, number)
+        else:
+            started.process.send_signal(number)
+        done = started.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, [process.cmdline() for process in alive]
+    assert done.code == (130 if number == signal.SIGINT else -number), done
+    assert len(job_folders(tmp_path / "sweep")) == 2  # the third was not begun
+    if number == signal.SIGINT:
+        assert [row["exit_code"] for row in table(tmp_path / "sweep")] == ["130", "130"]
+        assert "Traceback" not in done.stderr, done
 
 
 def test_submitit_runs_a_sweep(tmp_path):

@@ -83,7 +83,7 @@ def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) 
         own = sweep_dir / str(number)
         if resume:
             for folder in (own, *job_folders(sweep_dir)):
-                if _overrides_of(folder) == mine:
+                if overrides_of(folder) == mine:
                     return folder
         if own.exists():
             taken = [int(p.name) for p in sweep_dir.iterdir() if p.name.isdecimal()]
@@ -119,9 +119,10 @@ def locked(sweep_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _overrides_of(folder: Path) -> dict[str, str] | None:
+def overrides_of(folder: Path) -> dict[str, str] | None:
+    """What makes the job in this folder what it is; None where that cannot be read."""
     try:
         words = yaml.safe_load((folder / OVERRIDES).read_text())
         return counted(words)
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return None  # none, or damaged: then nobody knows this job
+        return None

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
@@ -64,6 +65,9 @@ def main() -> int:
         ended_well = False
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
+        with suppress(MachError):  # jobs that had a table to write to have written their rows
+            for sweep_dir in _sweeps:
+                sweep.stop(sweep_dir)
         return 130
     for sweep_dir in _sweeps:
         try:

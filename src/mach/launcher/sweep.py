@@ -7,6 +7,7 @@ joblib's, or on another machine. All that jobs know of each other is in the swee
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,9 @@ from mach.introduce import die_with
 from mach.launcher.leases import lease
 
 Launch = Callable[[Config], Mapping[str, Any]]
+
+
+_STOPPED = "stopped by Ctrl-C"
 
 
 class JobFailedError(Exception):
@@ -77,6 +81,10 @@ def run_job(job: Job, compose: Callable[[], Config], launch: Launch) -> float:
         number = folder.name
         print(f"Job {number}: {words}", flush=True)
         result = _in_folder(job, folder, compose, launch)
+    except SystemExit as error:
+        if starter is not None and os.getppid() != starter.pid:
+            os._exit(int(error.code or 0))  # joblib would wait for more work, from nobody
+        raise
     except MachError as error:
         print(f"mach: {error}\nmach: job {number} failed: {words}", file=sys.stderr, flush=True)
         raise JobFailedError(f"job {number} failed: {words}") from None
@@ -99,6 +107,17 @@ def close(sweep_dir: Path) -> bool:
             flush=True,
         )
     return not failed
+
+
+def stop(sweep_dir: Path) -> None:
+    """Write the rows of jobs that have begun and never ended: after Ctrl-C joblib kills its
+    processes before they can."""
+    _, rows = sweeptable.read(sweep_dir / sweeptable.TABLE)
+    told = {row[sweeptable.JOB] for row in rows}
+    for folder in sweepfolder.job_folders(sweep_dir):
+        if folder.name not in told:
+            overrides = sweepfolder.overrides_of(folder) or {}
+            sweeptable.write(sweep_dir, sweeptable.Row(folder.name, overrides, 130, _STOPPED))
 
 
 def _in_folder(
@@ -130,7 +149,7 @@ def _in_folder(
         tell(error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
-        tell(130, "stopped by Ctrl-C")
+        tell(130, _STOPPED)
         raise
     except SystemExit as error:
         tell(int(error.code or 0), "stopped")
