@@ -17,6 +17,8 @@ from mach.sweeptable import TABLE, Row, read, write
 from runs import result
 from spawn import MACH, run
 
+pytestmark = pytest.mark.timeout(400)  # the first waits for a run to end
+
 
 def another(folder: Path, run_dir: Path, out: Path, accuracy: float = 0.5, **values) -> Path:
     """A copy of a run with another config and another result."""

@@ -14,6 +14,8 @@ from mach.launcher.app import launch
 from mach.launcher.compose import compose
 from runs import LONG, checkpoint_steps, lines, result, scores, stored_tensors
 
+pytestmark = pytest.mark.timeout(400)  # the first waits for a run to end
+
 
 def asked(out: Path, *words: str) -> Config:
     return compose([*LONG, "launch=inprocess", f"out={out}", *words])
