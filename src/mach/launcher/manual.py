@@ -1,13 +1,14 @@
 """What does `mach train --help` say?
 
-Nothing of its own: what a group chooses is said by the first line of each file in `conf/`, and what
-an option means by the text below it in `mach.config`.
+Nothing of its own: what a choice of a group means is said by the comment that its file in `conf/`
+opens with, and what an option means by the text below it in `mach.config`.
 """
 
 from __future__ import annotations
 
 import textwrap
 from dataclasses import MISSING
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,19 @@ def manual(conf: Path, model: str, data: str) -> str:
 def _group(folder: Path, name: str) -> list[str]:
     lines = [f"  {name}="]
     for path in sorted(folder.glob("*.yaml")):
-        comments = [x[2:] for x in path.read_text().splitlines() if x.startswith("# ")]
-        said = next(text for text in comments if not text.startswith("@package"))
-        first, *rest = textwrap.wrap(said, _WIDTH - 24)
+        first, *rest = _said(path)
         lines += [f"    {path.stem:<18}  {first}", *(" " * 24 + text for text in rest)]
     return lines
+
+
+def _said(path: Path) -> list[str]:
+    """The comment a file opens with, in lines; a command keeps a line of its own."""
+    lines = path.read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("# @package")]
+    comment = [line[2:] for line in takewhile(lambda line: line.startswith("# "), lines)]
+    command = comment[:1] if comment[0].startswith("mach train") else []
+    text = " ".join(" ".join(comment[len(command) :]).split())
+    return [line for said in (*command, text) for line in _wrapped(said, _WIDTH - 24)]
 
 
 def _options(parts: dict[str, type]) -> list[Option]:
@@ -68,8 +77,12 @@ def _options(parts: dict[str, type]) -> list[Option]:
 
 
 def _described(option: Option) -> list[str]:
-    text = textwrap.wrap(option.text, _WIDTH - 6)
+    text = _wrapped(option.text, _WIDTH - 6)
     return [f"  {option.key}{_shown(option.default)}", *(f"      {line}" for line in text)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _shown(default: Any) -> str:
