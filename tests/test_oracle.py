@@ -207,3 +207,14 @@ def test_clipping_warm_up_and_rates_follow_their_formulas():
     torch.testing.assert_close(weight.detach(), -0.5 * 0.5 / 4 * torch.tensor([0.6, 0.8]))
     assert optimizer.rate(9) == pytest.approx(0.5 * 0.5 * (1 + np.cos(np.pi * 7 / 8)))
     assert weight.grad is None
+
+
+def test_layer_wise_rates_fall_with_every_component_above():
+    config = make(optim={"layer_decay": 0.5, "warmup": 0.0, "correction": "none"})
+    rates = [
+        trainer._optimizer.rate(0) / config.optim.muon_lr
+        for trainer in Oracle(config, clouds()).trainers
+    ]
+    assert rates == [0.25, 0.5, 1.0]
+    with pytest.raises(ConfigError, match=r"optim\.layer_decay: expected more than 0; got 0"):
+        make(optim={"layer_decay": 0.0})

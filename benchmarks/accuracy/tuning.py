@@ -23,6 +23,7 @@ def _grid(muon_lr: float, lr: float) -> Grid:
         "optim.muon_lr": (muon_lr, muon_lr / 2, 2 * muon_lr, 4 * muon_lr),
         "optim.lr": (lr, 2 * lr, 4 * lr),
         "optim.clip": (1.0, 0.0),
+        "optim.layer_decay": (1.0, 0.7, 1.4),
     }
 
 

@@ -51,6 +51,7 @@ class Optimizer:
         matrices: frozenset[str] = frozenset(),
         tau: float = 0.0,
         hops: int = 0,
+        above: int = 0,
     ) -> None:
         """
         Args:
@@ -61,9 +62,11 @@ class Optimizer:
                 kernels [out, in, ..].
             tau: staleness of their gradient in optimizer steps.
             hops: how many components a late gradient has come down through.
+            above: components between these parameters and the top.
         """
         self._named = dict(named)
         self._config, self._steps, self._tau, self._hops = config, steps, tau, hops
+        self._share = config.layer_decay**above
         _spare_dynamo()
         taken = matrices if config.name == "muon" else frozenset()
         self._kernels = {n: _Matrix(p) for n, p in self._named.items() if n in taken and p.ndim > 2}
@@ -107,7 +110,7 @@ class Optimizer:
 
     def _factor(self, index: int) -> float:
         config = self._config
-        factor = schedule_factor(index, self._steps, config.warmup, config.cosine)
+        factor = schedule_factor(index, self._steps, config.warmup, config.cosine) * self._share
         if config.correction == "rate":
             factor *= staleness_factor(index, self._steps, self._tau, config.correction_fraction)
         elif config.correction == "shrink" and config.name != "sgd":  # sgd is given less gradient

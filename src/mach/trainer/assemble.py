@@ -172,6 +172,7 @@ class Assembly:
             matrices=_matrices(body),
             tau=tau,
             hops=config.components - 1 - k if tau else 0,
+            above=config.components - 1 - k,
         )
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
