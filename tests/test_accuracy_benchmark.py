@@ -191,6 +191,21 @@ def test_a_table_compares_with_back_propagation_of_as_many_components():
     assert "| `mach`, delay 4 | 90.00 | 91.00 | 92.00 | 93.00 |" in text
 
 
+def test_aims_are_judged_on_whole_runs_by_the_mean():
+    rows = [
+        row("backprop", value=0.97),
+        row("mach", delay=4, value=0.9695),
+        row("mach", delay=8, value=0.96),
+        row("ddg", delay=8, value=0.965),
+        row("mach", delay=1, value=0.5, cut_to=9),
+    ]
+    head, _, best, worse, rival = tables.markdown(rows).split("\n\n")[1].splitlines()
+    assert head == "| whole runs | measured | aim | met |"
+    assert best.endswith("| +0.05 | ≤ 0.1 | yes |")
+    assert worse.endswith("| +1.00 | ≤ 0.3 | **no** |")
+    assert rival.endswith("`ddg`, points | -0.50 | > 0 | **no** |")
+
+
 def test_runs_with_and_without_students_are_of_one_chain():
     """With and without students the chain's numbers are the same, so that most need none."""
     without = row("mach", seed=1, value=0.92, changes=["student=none"], windows=[])

@@ -88,8 +88,8 @@ class Bench:
         )
         if options.no_students:
             cells = without_students(cells)
-        if options.components:
-            cells = [cell for cell in cells if cell.components in options.components]
+        lengths = options.components or ([task.components] if options.quick else None)
+        cells = [cell for cell in cells if lengths is None or cell.components in lengths]
         if task.sizes and not options.quick and not options.methods:
             from sizes import sizes
 
