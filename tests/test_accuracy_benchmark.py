@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
+import importlib.util
 import io
 import json
 import sys
@@ -153,9 +153,10 @@ def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_m
         return {**row(value=value, **kind), **({} if value else {"exits": []})}
 
     rows = [tried("x=1", 0.5), tried("x=2", 0.5), tried("x=3", None or 0)]
-    score = tuning.validated(rows, "mnist1d", "mach", None)
+    score = tuning.validated(rows, "mnist1d", "mach", None, [0])
     assert score(("x=3",)) == float("-inf")
     assert score(("x=4",)) is None
+    assert tuning.validated(rows, "mnist1d", "mach", None, [0, 1])(("x=1",)) is None
     assert tuning.search({"x": (1, 2, 3)}, score) == (("x=1",), [])
 
 
@@ -268,6 +269,52 @@ def test_a_cell_is_run_to_a_row_that_can_be_kept_and_shown(numbers, tmp_path):
     assert found["curve"][-1][1] == found["exits"][-1]["value"]
     assert [(w["first"], w["last"]) for w in found["windows"]] == [(1, 1)]
     assert "2 components (model.width=8, student.width=8)" in tables.markdown([found])
+
+
+@pytest.fixture
+def bench(numbers, tmp_path, monkeypatch):
+    """The program, with options."""
+    spec = importlib.util.spec_from_file_location("accuracy_main", FOLDER / "main.py")
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+
+    def run(*options):
+        words = ["--mnist1d", numbers, "--cache", str(tmp_path), "--steps", "2", "--untuned"]
+        words += ["--out", str(tmp_path / "cells.jsonl"), "--components", "4", *options]
+        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+        main.main()
+        return stored.read(tmp_path / "cells.jsonl")
+
+    return run
+
+
+def test_an_interrupted_table_goes_on_where_it_was(bench, tmp_path, capsys):
+    part = ["--methods", "backprop", "mach", "--delays", "1", "4", "--seeds", "0", "--no-students"]
+    rows = bench(*part)
+    assert [(row["method"], row["delay"]) for row in rows] == [
+        ("backprop", 0),
+        ("mach", 1),
+        ("mach", 4),
+    ]
+    path = tmp_path / "cells.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])  # the last one was interrupted while it was written
+    assert "3 cells, 3 of them to run" in capsys.readouterr().err
+    again = bench(*part)
+    assert "3 cells, 1 of them to run" in capsys.readouterr().err
+    assert again[:2] == rows[:2]
+    assert again[2]["exits"] == rows[2]["exits"]
+    assert [rows[1]["undelayed"], rows[0]["undelayed"]] == [False, True]
+
+
+def test_data_that_do_not_do_are_told_in_a_sentence(bench):
+    with pytest.raises(SystemExit, match=r"^DataError: .* data\.validation=4000; got 250\."):
+        bench("--tune", "--methods", "backprop")
+
+
+def test_a_method_that_does_not_fit_is_told_and_ends_no_table(bench, capsys):
+    rows = bench("--methods", "nonsense", "backprop", "--seeds", "0", "--delays", "0")
+    assert [row["method"] for row in rows] == ["backprop"]
+    assert "nonsense refused: method: expected one of" in " ".join(capsys.readouterr().err.split())
 
 
 def test_every_method_of_conf_is_offered():

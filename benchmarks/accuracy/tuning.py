@@ -71,13 +71,16 @@ def tuning_cells(
     ]
 
 
-def validated(rows: Sequence[Row], name: str, method: str, cut_to: int | None) -> Score:
-    """How good the choices are that have been tried; one that diverges is the worst."""
+def validated(
+    rows: Sequence[Row], name: str, method: str, cut_to: int | None, seeds: Sequence[int]
+) -> Score:
+    """How good the choices are that have been tried from all seeds; one that diverges is the
+    worst."""
     tried = of(rows, kind=TUNING, task=name, method=method, cut_to=cut_to)
 
     def score(changes: Changes) -> float | None:
-        group = of(tried, changes=list(changes))
-        if not group:
+        group = [row for row in of(tried, changes=list(changes)) if row["seed"] in seeds]
+        if len(group) < len(seeds):
             return None
         values = tops(group)
         if len(values) < len(group):
