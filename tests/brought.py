@@ -193,3 +193,15 @@ def own_random_numbers():
     linear = nn.Linear(10, 12)
     nn.init.constant_(linear.bias, random.random())
     return [linear, Residual(12)]
+
+
+class Bessel(nn.Module):
+    """Has an operator that ONNX does not."""
+
+    def forward(self, x):
+        return torch.special.i0e(x)
+
+
+def no_onnx(width=8):
+    first = nn.Sequential(nn.Flatten(), nn.Linear(16, width))
+    return [first, *(nn.Sequential(nn.Linear(width, width), Bessel()) for _ in range(3))]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mach import checkpoint, cli, runfolder
+from kept import save
+from mach import cli, runfolder
 from mach.config import Config, GenerateConfig
 from mach.configfile import from_arguments, load
 from mach.data.tokenizers import ByteTokenizer
@@ -33,23 +34,6 @@ def chain(tmp_path_factory):
     oracle, _ = train(config)
     save(oracle, config, folder / "run")
     return folder / "run", oracle
-
-
-def save(oracle, config, run_dir, steps=None):
-    """Write what a run leaves; with `steps`, each component alone after so many of them."""
-    runfolder.claim(run_dir, config)
-    files = {}
-    for k, trainer in enumerate(oracle.trainers):
-        component = trainer.worker.component
-        step = config.steps if steps is None else steps[k]
-        if step is None:
-            continue
-        mine = checkpoint.save(run_dir, step, k, checkpoint.tensors_of(component, {}))
-        files |= mine
-        if steps is not None:
-            checkpoint.seal(run_dir, step, k, mine, config, life=0, tokenizer=ByteTokenizer())
-    if steps is None:
-        checkpoint.write_manifest(run_dir, config.steps, files, config, ByteTokenizer())
 
 
 def network(oracle, first, last):

@@ -22,7 +22,10 @@ LINES = [
     "data muon optim",
     "trainer",
     "checkpoint",
-    "inference",
+    "inference signature",
+    "export",
+    "predictor",
+    "choice asking serve",
     "report records",
     "launcher",
     "session",
@@ -131,7 +134,8 @@ def test_only_the_report_knows_wandb():
 
 def test_only_the_launcher_and_the_report_know_rich():
     launcher = {"launcher.app", "launcher.plan", "launcher.compare"}
-    assert uses("rich") == launcher | {"report.console", "report.plan", "report.compare"}
+    reports = {"report.console", "report.plan", "report.compare", "report.models"}
+    assert uses("rich") == launcher | reports
 
 
 ENVIRONMENT = {

@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mach.api import fit
+    from mach.api import fit, load
 
-__all__ = ["fit"]
+__all__ = ["fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Not imported at once: a rank imports mach twice, and `mach --help` is waited for.
-    if name == "fit":
-        from mach.api import fit
+    if name in __all__:
+        from mach import api
 
-        return fit
+        return getattr(api, name)
     raise AttributeError(f"module 'mach' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How is a network of one's own trained from Python, in a few lines?"""
+"""How is a network trained, and a trained one loaded, from Python in a few lines?"""
 
 from __future__ import annotations
 
@@ -60,6 +60,33 @@ def fit(
     from mach.launcher.app import launch
 
     return dict(launch(config))
+
+
+def load(
+    path: str | Path, window: str | tuple[int, int] | None = None, *, device: str = "cpu"
+) -> nn.Module:
+    """A trained model as one plain module, in evaluation mode: `mach.load("runs/mine")(x)`.
+
+    Args:
+        path: a run folder, or what `mach export` has written with format=safetensors or onnx: the
+            folder, or the file with the weights in it. Nothing is ever unpickled.
+        window: (j, i) or "j..i": student j, bodies j to i, head i; (0, i) is the chain. None: the
+            whole chain of a run, and of an exported folder what it has.
+        device: where it goes; onnx stays on the CPU.
+
+    Returns:
+        A module from samples [B, ..] as the data has them to logits [N, C]: N is B, or for a model
+        that predicts a token after each of T, B * T. Text is int64 tokens. Features are
+        standardised inside; how is read from the run's data, which must still be there, or from
+        the exported folder, which has it.
+
+    Raises:
+        MachError: there is no such model, or its files are damaged or of another network.
+    """
+    from mach.predictor import open_predictor
+
+    named = window if window is None or isinstance(window, str) else "{}..{}".format(*window)
+    return open_predictor(path, named).module.to(device)
 
 
 def _config(

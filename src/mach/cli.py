@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from importlib.metadata import version
+from typing import TypeVar
 
 _HELP = """train: run a chain; takes Hydra overrides. plan: print what that will cost; takes the
 same. generate: let the chain or a window of a
 language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
-their folders"""
+their folders. models: list what a run has, with what it costs, and choose. export: write one of
+them as files that need no mach. predict: ask it about samples in a file. serve: let it answer over
+HTTP. `mach VERB --help` says more"""
+
+Arguments = TypeVar("Arguments")
 
 
 def main() -> None:
@@ -81,4 +87,135 @@ def _compare(arguments: list[str]) -> int:
     return compare(arguments)
 
 
-_VERBS = {"train": _train, "plan": _plan, "generate": _generate, "compare": _compare}
+def _export(arguments: list[str]) -> int:
+    from mach.config import ExportConfig
+
+    def act(config: ExportConfig) -> int:
+        from mach.export.export import export
+
+        print(export(config))
+        return 0
+
+    return _ask(
+        "export",
+        arguments,
+        ExportConfig,
+        act,
+        "Write the chain or a window of a run as files that need no mach.",
+        "mach export runs/mine window=1..3 format=onnx",
+    )
+
+
+def _models(arguments: list[str]) -> int:
+    from mach.config import ModelsConfig
+
+    def act(config: ModelsConfig) -> int:
+        from mach.report.models import tell  # imports torch
+
+        return tell(config)
+
+    return _ask(
+        "models",
+        arguments,
+        ModelsConfig,
+        act,
+        "List the exits and windows of a run with what they cost, mark the Pareto frontier, and "
+        "choose one within limits.",
+        "mach models runs/mine --min-accuracy 0.98 --max-latency-ms 1",
+    )
+
+
+def _predict(arguments: list[str]) -> int:
+    from mach.config import PredictConfig
+
+    def act(config: PredictConfig) -> int:
+        from mach.asking.predict import predict
+
+        return predict(config)
+
+    return _ask(
+        "predict",
+        arguments,
+        PredictConfig,
+        act,
+        "Write what a model says of each sample, as CSV or JSON lines.",
+        "mach predict runs/mine --input test.npz window=1..3",
+    )
+
+
+def _serve(arguments: list[str]) -> int:
+    from mach.config import ServeConfig
+
+    def act(config: ServeConfig) -> int:
+        from mach.serve.server import serve
+
+        return serve(config)
+
+    return _ask(
+        "serve",
+        arguments,
+        ServeConfig,
+        act,
+        "Answer over HTTP with a model: /predict, a page to try it at /, and /docs.",
+        "mach serve runs/mine window=1..3 port=8000",
+    )
+
+
+def _ask(
+    verb: str,
+    arguments: list[str],
+    kind: type[Arguments],
+    act: Callable[[Arguments], int],
+    description: str,
+    example: str,
+) -> int:
+    """Run a verb whose arguments are the fields of a dataclass.
+
+    Its first field may be given as a word alone, and each as key=value, --key value or --key=value.
+    """
+    from mach.config.describe import options
+    from mach.configfile import from_arguments
+    from mach.errors import MachError
+
+    known = [option.key for option in options(kind)]
+    first = known[0]
+    parser = argparse.ArgumentParser(
+        prog=f"mach {verb}",
+        usage=f"%(prog)s {first.upper()} [key=value | --key value ..]",
+        description=description,
+        epilog=f"An example: {example}",
+        allow_abbrev=False,
+    )
+    for option in options(kind):
+        if option.key != first:
+            default = "needed" if option.default is MISSING else f"default: {option.default}"
+            text = f"{option.text} ({default})".replace("%", "%%")
+            flag = f"--{option.key.replace('_', '-')}"
+            parser.add_argument(flag, dest=option.key, metavar="..", help=text)
+    parser.add_argument("words", nargs="*", metavar="key=value", help=f"{first} is needed")
+    try:
+        given = vars(parser.parse_intermixed_args(arguments))
+        words = list[str](given.pop("words"))
+        alone = [i for i, word in enumerate(words) if word.partition("=")[0] not in known]
+        for i in alone[:1]:
+            words[i] = f"{first}={words[i]}"
+        words += [f"{name}={value}" for name, value in given.items() if value is not None]
+        return act(from_arguments(kind, words))
+    except MachError as error:
+        print(f"mach: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mach: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+_VERBS = {
+    "train": _train,
+    "plan": _plan,
+    "generate": _generate,
+    "compare": _compare,
+    "models": _models,
+    "export": _export,
+    "predict": _predict,
+    "serve": _serve,
+}

@@ -44,6 +44,16 @@ class CheckpointError(MachError):
     exit_code = 2
 
 
+class ExportError(MachError):
+    """A model that cannot be written in a format, or that answers otherwise there."""
+
+
+class InputError(MachError):
+    """What a model is asked about is not what it takes."""
+
+    exit_code = 2
+
+
 class ScheduleError(MachError):
     """Actions that wait for each other in a circle. Ours to mend, never the user's."""
 

@@ -3,6 +3,7 @@
 # j first component, i last component
 # chain 0..i     body 0 .. body i, head i
 # window j..i    student j, body j .. body i, head i
+# its exits      the same up to each of j .. i
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mach import checkpoint, runfolder
+from mach.component import Component
 from mach.config import Config, SequenceConfig
 from mach.configfile import load
-from mach.data import open_dataset
+from mach.data import Dataset, open_dataset
 from mach.data.tokenizers import Tokenizer
 from mach.errors import CheckpointError, ConfigError, RunFolderError
 from mach.metrics import Task
@@ -49,6 +51,28 @@ class Window(nn.Module):
             h = body(h)
         logits_NC: Tensor = self.head(h)
         return logits_NC
+
+
+class Exits(nn.Module):
+    """A chain or a window with the head of each of its components, in evaluation mode."""
+
+    def __init__(
+        self, student: nn.Module | None, bodies: Sequence[nn.Module], heads: Sequence[nn.Module]
+    ):
+        super().__init__()
+        self.student = student
+        self.bodies = nn.ModuleList(bodies)
+        self.heads = nn.ModuleList(heads)
+        self.eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """From the raw input [B, ..] to the logits [N, C] of each head, the lowest first."""
+        h = x if self.student is None else self.student(x)
+        logits = []
+        for body, head in zip(self.bodies, self.heads, strict=True):
+            h = body(h)
+            logits.append(head(h))
+        return logits
 
 
 class Run:
@@ -90,18 +114,23 @@ class Run:
         return next((one.tokenizer for one in found if one is not None), None)
 
     @cached_property
+    def dataset(self) -> Dataset:
+        """The data it was trained on."""
+        return open_dataset(self.config.data)
+
+    @cached_property
     def task(self) -> Task:
         """What the run's data asks of its models. Of text the data itself is not needed."""
         data = self.config.data
         if isinstance(data, SequenceConfig) and self.tokenizer is not None:
             sample = TensorSpec((data.context,), torch.int64)
             return Task(sample, self.tokenizer.vocabulary, "bits_per_byte")
-        return open_dataset(data).task
+        return self.dataset.task
 
     @cached_property
     def assembly(self) -> Assembly:
-        """How its components are put together. Not compiled: they run as they are."""
-        model = replace(self.config.model, compile=False)
+        """How its components are put together: as they are, not compiled, nothing run again."""
+        model = replace(self.config.model, compile=False, checkpointing=False)
         return Assembly(replace(self.config, model=model), self.task)
 
     def window(self, first: int = 0, last: int | None = None) -> Window:
@@ -116,6 +145,41 @@ class Run:
             CheckpointError: nothing is saved of it, or what is saved is damaged or of another
                 network.
         """
+        components = self._components(first, last)
+        return Window(
+            _student(components[0], first),
+            [component.body for component in components],
+            components[-1].head,
+        )
+
+    def exits(self, first: int = 0, last: int | None = None) -> Exits:
+        """The same with the heads of all its components. Raises as `window` does."""
+        components = self._components(first, last)
+        return Exits(
+            _student(components[0], first),
+            [component.body for component in components],
+            [component.head for component in components],
+        )
+
+    def components(self) -> list[Component | None]:
+        """All, as last saved; None for one that has saved nothing yet."""
+        found = []
+        for k in range(self.config.components):
+            saved = self._find(k)
+            component = None
+            if saved is not None:
+                component, _ = self.assembly.component(k, self._device)
+                checkpoint.load_weights(self._checkpoint(k), k, component)
+            found.append(component)
+        return found
+
+    def untrained(self, first: int, last: int) -> Window:
+        """The same window, built anew with its first weights."""
+        components = [self.assembly.component(k, self._device)[0] for k in range(first, last + 1)]
+        bodies = [component.body for component in components]
+        return Window(_student(components[0], first), bodies, components[-1].head)
+
+    def _components(self, first: int, last: int | None) -> list[Component]:
         last = self.config.components - 1 if last is None else last
         self._check(first, last)
         saved = {k: self._checkpoint(k) for k in range(first, last + 1)}  # before the slow part
@@ -124,12 +188,7 @@ class Run:
             component, _ = self.assembly.component(k, self._device)
             checkpoint.load_weights(found, k, component)
             components.append(component)
-        student = components[0].student if first > 0 else None
-        return Window(
-            None if student is None else student.network,
-            [component.body for component in components],
-            components[-1].head,
-        )
+        return components
 
     def _check(self, first: int, last: int) -> None:
         top, students = self.config.components - 1, self.config.student.enabled
@@ -167,3 +226,10 @@ class Run:
                 f"{found.manifest['components']}"
             )
         return found
+
+
+def _student(lowest: Component, first: int) -> nn.Module | None:
+    if first == 0:
+        return None
+    assert lowest.student is not None
+    return lowest.student.network

@@ -8,6 +8,7 @@ runs/<name>/
   events.jsonl             what happened to the components of a supervised run
   launcher.lock            held by the `mach train` that runs here
   result.json              written once, at the end, atomically
+  exports/                 see mach.export
   wandb/
 """
 

@@ -20,6 +20,7 @@ from mach.config.data import (
     TextConfig,
     TokensConfig,
 )
+from mach.config.deploy import ExportConfig, ModelsConfig, PredictConfig, ServeConfig
 from mach.config.generate import GenerateConfig
 from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
 from mach.config.model import CustomConfig, GptConfig, MlpConfig, ModelConfig, ResNetConfig
@@ -41,6 +42,7 @@ __all__ = [
     "DataConfig",
     "DigitsConfig",
     "EvalConfig",
+    "ExportConfig",
     "FashionMnistConfig",
     "FaultsConfig",
     "GenerateConfig",
@@ -53,12 +55,15 @@ __all__ = [
     "MlpConfig",
     "MnistConfig",
     "ModelConfig",
+    "ModelsConfig",
     "NpzConfig",
     "OptimConfig",
+    "PredictConfig",
     "PredictorConfig",
     "ReportConfig",
     "ResNetConfig",
     "SequenceConfig",
+    "ServeConfig",
     "StudentConfig",
     "TextConfig",
     "TokensConfig",

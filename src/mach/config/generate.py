@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mach.config.checks import at_least, one_of
+from mach.config.window import bounds
 from mach.errors import ConfigError
 
 
@@ -42,11 +43,4 @@ class GenerateConfig:
 
     def bounds(self) -> tuple[int, int | None]:
         """First and last component; None is the top."""
-        if self.window is None:
-            return 0, None
-        first, dots, last = self.window.partition("..")
-        if not (dots and first.isdecimal() and last.isdecimal()):
-            raise ConfigError(
-                f"window: expected j..i, two numbers of components, as in 1..3; got {self.window!r}"
-            )
-        return int(first), int(last)
+        return bounds(self.window)

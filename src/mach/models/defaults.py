@@ -94,7 +94,7 @@ def student_for(activation: TensorSpec, task: Task, config: StudentConfig) -> nn
             return _plain(entrance, shape, config)
     blocks = [mlp.ResidualBlock(config.width, 4 * config.width) for _ in range(config.depth)]
     return nn.Sequential(
-        mlp.Embed(task, _EMBEDDING, config.width),
+        mlp.embed(task, _EMBEDDING, config.width),
         *blocks,
         nn.LayerNorm(config.width),
         nn.Linear(config.width, prod(shape)),

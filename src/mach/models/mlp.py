@@ -30,15 +30,19 @@ class ResidualBlock(nn.Module):
         return out_BD
 
 
-class Embed(nn.Module):
+class FlatEmbed(nn.Module):
     """The raw input as one vector. Features are flattened; bytes are embedded, then flattened."""
 
-    def __init__(self, task: Task, embedding: int, width: int) -> None:
+    def __init__(self, size: int, width: int, tokens: tuple[int, int] | None = None) -> None:
+        """
+        Args:
+            size: features, or tokens, of a sample.
+            width: of the vector.
+            tokens: how many there are and the width each is embedded in; None: features.
+        """
         super().__init__()
-        size = prod(task.sample.shape)
-        tokens = not task.sample.dtype.is_floating_point
-        self.table = nn.Embedding(task.classes, embedding) if tokens else None
-        self.linear = nn.Linear(size * embedding if tokens else size, width)
+        self.table = None if tokens is None else nn.Embedding(*tokens)
+        self.linear = nn.Linear(size if tokens is None else size * tokens[1], width)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.table is not None:
@@ -47,8 +51,14 @@ class Embed(nn.Module):
         return out_BD
 
 
+def embed(task: Task, embedding: int, width: int) -> FlatEmbed:
+    """What makes one vector of a sample; of text with so many numbers for each token."""
+    tokens = None if task.sample.dtype.is_floating_point else (task.classes, embedding)
+    return FlatEmbed(prod(task.sample.shape), width, tokens)
+
+
 class Mlp(Family):
-    """Embed, residual blocks, LayerNorm and a linear head. Every activation is [B, width].
+    """Embedding, residual blocks, LayerNorm and a linear head. Every activation is [B, width].
 
     On text it predicts the byte after the context alone (Bengio et al., 2003), not one per
     position.
@@ -59,7 +69,7 @@ class Mlp(Family):
         self._config = config
 
     def stem(self) -> nn.Module:
-        return Embed(self.task, self._config.embedding, self._config.width)
+        return embed(self.task, self._config.embedding, self._config.width)
 
     def block(self, index: int) -> nn.Module:
         width = self._config.width
@@ -75,7 +85,7 @@ class Mlp(Family):
     def student(self, activation: TensorSpec, config: StudentConfig) -> nn.Module:
         blocks = [ResidualBlock(config.width, 4 * config.width) for _ in range(config.depth)]
         return nn.Sequential(
-            Embed(self.task, self._config.embedding, config.width),
+            embed(self.task, self._config.embedding, config.width),
             *blocks,
             nn.LayerNorm(config.width),
             nn.Linear(config.width, prod(activation.shape)),

@@ -143,7 +143,7 @@ def _numbers(record: Mapping[str, Any]) -> str:
 
 # --- at the end -----------------------------------------------------------------------------
 
-_METRICS = {
+METRICS = {
     "bits_per_byte": "bits per byte",
     "bits_per_token": "bits per token",
     "accuracy": "accuracy %",
@@ -156,12 +156,12 @@ def result_table(result: Mapping[str, Any]) -> Table:
     Each exit of the chain, then each window: a student and the bodies above it.
     """
     chain, windows = result["chain"], result["windows"]
-    metric = next((key for key in _METRICS for row in [*chain, *windows] if key in row), "accuracy")
+    metric = next((key for key in METRICS for row in [*chain, *windows] if key in row), "accuracy")
     table = Table(
         title=_title(result), caption=_caption(result), caption_justify="left", title_justify="left"
     )
     table.add_column("model", no_wrap=True)
-    for name in (_METRICS[metric], "loss", "params", "flops"):
+    for name in (METRICS[metric], "loss", "params", "flops"):
         table.add_column(name, justify="right", no_wrap=True)
 
     def add(name: str, row: Mapping[str, Any], style: str | None = None) -> None:

@@ -1,0 +1,149 @@
+"""Which samples are in a file, a folder or a stream?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mach.data.files import Array, reading
+from mach.errors import InputError
+from mach.signature import Signature
+
+Named = tuple[str, Any]
+"""Name of a sample, and the sample: an array, lists of numbers, or a text."""
+
+_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
+_LINES = frozenset((".csv", ".jsonl", ".json", ".txt"))
+
+
+def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[Named]:
+    """Samples one by one, none of them looked at yet.
+
+    Args:
+        source: as `PredictConfig.input`.
+        key: of an .npz.
+
+    Raises:
+        InputError: there is nothing to be read there.
+    """
+    path = Path(source).expanduser()
+    if source == "-":
+        return _of_lines(sys.stdin, "standard input", signature)
+    if path.is_dir():
+        return _of_folder(path, signature)
+    if not path.exists():
+        raise InputError(f"input={source}: expected a file, a folder or -; nothing is there")
+    if path.suffix in (".npz", ".npy"):
+        return ((str(i), row) for i, row in enumerate(_array(path, key)))
+    if path.suffix in _LINES:
+        return _of_file(path, signature)
+    raise InputError(
+        f"input={source}: expected .npz, .npy, .csv, .jsonl, .txt, a folder or -; got "
+        f"{path.suffix or 'no suffix'}"
+    )
+
+
+def labels_in(source: str, key: str | None) -> Array | None:
+    """The labels beside the samples of an .npz, where it has some."""
+    path = Path(source).expanduser()
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    beside = {"x": "y", "x_test": "y_test", "x_train": "y_train"}
+    with np.load(path, allow_pickle=False) as arrays:
+        name = beside.get(_key(path, key, arrays.files), "")
+        return np.asarray(arrays[name]) if name in arrays.files else None
+
+
+def _array(path: Path, key: str | None) -> Array:
+    with reading(path, "an array of numbers"):
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays[_key(path, key, arrays.files)])
+
+
+def _key(path: Path, key: str | None, present: list[str]) -> str:
+    wanted = [key] if key is not None else ["x", "x_test", *(present if len(present) == 1 else [])]
+    for name in wanted:
+        if name in present:
+            return name
+    raise InputError(
+        f"{path}: expected an array {' or '.join(wanted)}; got {', '.join(present) or 'none'}. Set "
+        "key=NAME."
+    )
+
+
+def _of_file(path: Path, signature: Signature) -> Iterator[Named]:
+    with reading(path, "lines of text"), path.open(encoding="utf-8") as file:
+        yield from _of_lines(file, str(path), signature)
+
+
+def _of_lines(stream: IO[str] | Iterable[str], who: str, signature: Signature) -> Iterator[Named]:
+    number = 0
+    for place, line in enumerate(stream, start=1):
+        text = line.rstrip("\r\n")
+        if text.strip():
+            yield str(number), _of_line(text, f"{who}, line {place}", signature)
+            number += 1
+
+
+def _of_line(text: str, who: str, signature: Signature) -> Any:
+    if signature.text and signature.tokenizer is not None:
+        return text
+    try:
+        if text.lstrip().startswith("["):
+            return json.loads(text)
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"{who}: expected a JSON array, or numbers with commas between them; got {text[:40]!r}"
+        ) from error
+
+
+def _of_folder(folder: Path, signature: Signature) -> Iterator[Named]:
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if not files:
+        raise InputError(f"input={folder}: expected files; the folder is empty")
+    return ((path.name, _of_sample(path, signature)) for path in files)
+
+
+def _of_sample(path: Path, signature: Signature) -> Any:
+    if signature.text and path.suffix == ".txt":
+        with reading(path, "a text in UTF-8"):
+            return path.read_bytes().decode()
+    if path.suffix == ".npy":
+        return _array(path, None)
+    if path.suffix.lower() in _IMAGES and not signature.text:
+        return _image(path, signature)
+    wanted = ".txt or .npy" if signature.text else "images or .npy"
+    raise InputError(f"{path}: expected {wanted}; got {path.suffix or 'no suffix'}")
+
+
+def _image(path: Path, signature: Signature) -> Array:
+    """The pixels of an image, from black to white what the training samples had as range."""
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path}: expected the package pillow, which reads images; it is not installed. "
+            "Install it: pip install pillow"
+        ) from error
+    shape = signature.shape
+    colours = {2: "L", 3: {1: "L", 3: "RGB"}.get(shape[0])}.get(len(shape))
+    if colours is None:
+        raise InputError(f"{path}: expected what becomes {list(shape)}; got an image")
+    with reading(path, "an image"), Image.open(path) as image:
+        pixels = np.asarray(image.convert(colours), dtype=np.float32)
+    pixels = np.moveaxis(pixels, -1, 0) if colours == "RGB" else pixels
+    if pixels.shape[-2:] != shape[-2:]:
+        raise InputError(
+            f"{path}: expected {shape[-1]} x {shape[-2]} pixels; got {pixels.shape[-1]} x "
+            f"{pixels.shape[-2]}. Resize it."
+        )
+    low, high = signature.low, signature.high
+    return np.asarray((low + pixels / 255 * (high - low)).reshape(shape))

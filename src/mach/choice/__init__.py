@@ -1,0 +1,1 @@
+"""Which of a run's models is good enough, and cheap enough?"""

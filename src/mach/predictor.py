@@ -1,0 +1,120 @@
+"""Which model does somebody mean by a folder or a file?
+
+    MODEL              what it is
+    a run folder       the chain, or the window that `window=` names, as last saved
+    an exported one    of format safetensors or onnx; or the file in it that has the weights
+
+Nothing is ever unpickled: files that torch or Python would have to unpickle are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mach import runfolder
+from mach.config.window import bounds
+from mach.errors import CheckpointError, ConfigError, RunFolderError
+from mach.export.export import from_raw, title
+from mach.export.folder import DESCRIPTION, Exported, open_exported
+from mach.inference import Run, Window
+from mach.signature import Signature, signature_of
+
+_PICKLES = frozenset((".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib"))
+_WEIGHTS = frozenset((".safetensors", ".onnx"))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that can be asked."""
+
+    title: str
+    """`window 1..3`, or `chain 0..3`."""
+    source: Path
+    """Where it is from."""
+    signature: Signature
+    module: nn.Module
+    """From samples as the data has them [B, ..] to logits [N, C]; in evaluation mode."""
+    exits: tuple[str, ...]
+    """Names of its exits, the lowest first."""
+    every: Callable[[Tensor], list[Tensor]]
+    """To the logits of every exit; the last are those of `module`."""
+
+
+def open_predictor(path: Path | str, window: str | None = None) -> Predictor:
+    """Load a model.
+
+    Args:
+        path: of a run folder, an exported folder, or the weights in one.
+        window: j..i, of a run. None: the whole chain; of an exported folder, what it has.
+
+    Raises:
+        MachError: there is no such model, or it is damaged.
+    """
+    found = locate(path)
+    if isinstance(found, Exported):
+        check_window(found, window)
+        module = found.load()
+        return Predictor(
+            title=found.title,
+            source=found.path,
+            signature=found.signature,
+            module=module,
+            exits=(found.title,),
+            every=lambda x: [module(x)],
+        )
+    first, last = bounds(window)
+    last = found.config.components - 1 if last is None else last
+    exits = found.exits(first, last)
+    whole = Window(exits.student, list(exits.bodies), exits.heads[-1])
+    return Predictor(
+        title=title(first, last),
+        source=found.run_dir,
+        signature=signature_of(found),
+        module=from_raw(whole, found),
+        exits=tuple(title(first, k) for k in range(first, last + 1)),
+        every=from_raw(exits, found),
+    )
+
+
+def locate(path: Path | str) -> Run | Exported:
+    """The run or the exported model that a path means.
+
+    Raises:
+        MachError: it means none.
+    """
+    path = Path(path).expanduser()
+    if path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{path}: expected a run folder, or what `mach export` has written as safetensors or "
+            f"onnx; got a {path.suffix} file, which torch or Python would have to unpickle: that "
+            "can run any code in it, and is never done. Save the weights as safetensors."
+        )
+    if path.is_file() and (path.suffix in _WEIGHTS or path.name == DESCRIPTION):
+        return open_exported(path.parent)
+    if (path / runfolder.CONFIG).is_file():
+        return Run(path)
+    if (path / DESCRIPTION).is_file():
+        return open_exported(path)
+    found = "a file" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
+    raise RunFolderError(
+        f"{path}: expected a run folder, which has {runfolder.CONFIG}, or an exported one, which "
+        f"has {DESCRIPTION}; got {found}"
+        f"{' with neither' if path.is_dir() else ''}. Give what `mach train` printed as Result, or "
+        "what `mach export` wrote."
+    )
+
+
+def check_window(exported: Exported, window: str | None) -> None:
+    """Refuse another window than the one that was exported."""
+    if window is None:
+        return
+    has = exported.description["first"], exported.description["last"]
+    if bounds(window) != has:
+        raise ConfigError(
+            f"window={window}: expected {has[0]}..{has[1]}, the only one that {exported.path} has. "
+            "Leave it out, or give the run folder."
+        )

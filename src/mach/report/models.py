@@ -1,0 +1,117 @@
+"""How are the models of a run shown, so that one of them can be chosen?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mach.choice.frontier import Candidate, Latency, choose, frontier, wishes
+from mach.choice.models import candidates
+from mach.config import ModelsConfig
+from mach.errors import CheckpointError
+from mach.inference import Run
+from mach.report.console import METRICS
+from mach.report.numbers import short
+
+
+def show_models(
+    found: Sequence[Candidate],
+    on_frontier: Sequence[bool],
+    chosen: Candidate | None,
+    cost: str,
+    console: Console,
+) -> None:
+    """Print a table, a line for each model; at most 100 columns wide, with latency 125.
+
+    Args:
+        on_frontier: whether each is on the Pareto frontier.
+        chosen: the one that meets the wishes; None: there were none.
+        cost: what the frontier weighs quality against.
+    """
+    metric = found[0].metric
+    table = Table(
+        title="Models",
+        title_justify="left",
+        caption_justify="left",
+        caption=_caption(found, cost),
+    )
+    table.add_column("model", no_wrap=True)
+    names = [METRICS[metric], "params", "flops", "on disk", *map(_setting, found[0].latencies)]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate, best in zip(found, on_frontier, strict=True):
+        if candidate.first == candidate.last == 1:
+            table.add_section()
+        table.add_row(
+            f"{'*' if best else ' '} {candidate.title}",
+            _quality(candidate),
+            short(candidate.params),
+            short(candidate.flops),
+            f"{short(candidate.bytes)}B",
+            *(f"{one.median_ms:.2f} {one.p95_ms:6.2f}" for one in candidate.latencies),
+            style="bold" if candidate is chosen else None,
+        )
+    console.print(table)
+
+
+def as_json(
+    found: Sequence[Candidate], on_frontier: Sequence[bool], chosen: Candidate | None
+) -> dict[str, Any]:
+    """The same for programs."""
+
+    def row(candidate: Candidate, best: bool) -> dict[str, Any]:
+        values = {key: value for key, value in vars(candidate).items() if key != "latencies"}
+        its = [vars(one) for one in candidate.latencies]
+        return {**values, "latencies": its, "frontier": best, "chosen": candidate is chosen}
+
+    rows = [row(c, best) for c, best in zip(found, on_frontier, strict=True)]
+    return {"models": rows, "chosen": None if chosen is None else window_of(chosen)}
+
+
+def window_of(candidate: Candidate) -> str:
+    """What `window=` says for it."""
+    return f"{candidate.first}..{candidate.last}"
+
+
+def _caption(found: Sequence[Candidate], cost: str) -> str:
+    lines = [f"* on the Pareto frontier: no other is as good and costs less ({cost})"]
+    if found[0].latencies:
+        lines.append("latency: ms, median and 95th percentile of a call, B samples, t threads")
+    return "\n".join(lines)
+
+
+def _setting(latency: Latency) -> str:
+    return f"B={latency.batch} t={latency.threads}"
+
+
+def _quality(candidate: Candidate) -> str:
+    if candidate.value is None:
+        return "-"
+    if candidate.metric == "accuracy":
+        return f"{100 * candidate.value:.2f}"
+    return f"{candidate.value:.3f}"
+
+
+def tell(config: ModelsConfig) -> int:
+    """Print what was asked for. Returns the exit code.
+
+    Raises:
+        MachError: nothing can be read of the run, or no model is within the limits.
+    """
+    run = Run(config.run)
+    found = candidates(run, latency=config.latency)
+    if not found:
+        raise CheckpointError(f"run={config.run}: expected a model that can be read; got none.")
+    on_frontier = frontier(found, config.cost)
+    chosen = choose(found, config) if wishes(config) else None
+    if config.format == "json":
+        print(json.dumps(as_json(found, on_frontier, chosen), indent=1))
+        return 0
+    show_models(found, on_frontier, chosen, config.cost, Console())
+    if chosen is not None:
+        print(f"Chosen: {chosen.title}. mach export {config.run} window={window_of(chosen)}")
+    return 0

@@ -1,0 +1,1 @@
+"""A model behind HTTP: one process, one model, requests gathered into batches."""

@@ -1,0 +1,342 @@
+"""Which addresses does the service have, and what does each answer?
+
+GET  /          a page where a person draws, or types, and sees what each exit says
+POST /predict   samples as JSON or .npy to labels, or to the tokens that follow
+GET  /model     what the model takes
+GET  /healthz   whether it answers
+GET  /metrics   for Prometheus
+GET  /docs      OpenAPI; its description is at /openapi.json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from torch import Tensor
+
+from mach.asking.answers import last_rows, refuse_nan, spelled
+from mach.asking.samples import batch_of, tokens_of
+from mach.config import ServeConfig
+from mach.errors import InputError
+from mach.predictor import Predictor
+from mach.serve.batching import Batcher, BusyError
+from mach.serve.limits import Limits, error_body
+from mach.serve.schema import NPY, request_schema, takes_text
+from mach.serve.telemetry import Counting, Telemetry
+
+_MEBI = 1 << 20
+
+
+class Error(BaseModel):
+    """Every answer that is no success."""
+
+    error: str
+    message: str
+
+
+class Answer(BaseModel):
+    """One of the likeliest: a class, or of a language model the token that follows, as text where
+    its tokenizer is known."""
+
+    label: int | str
+    probability: float
+
+
+class Exit(BaseModel):
+    """What one exit of the model says: for each sample the likeliest first."""
+
+    name: str
+    predictions: list[list[Answer]]
+
+
+class Predictions(BaseModel):
+    """For each sample the likeliest first, by the model's last exit; and by each, if asked."""
+
+    model: str
+    predictions: list[list[Answer]]
+    exits: list[Exit] | None = None
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: str
+    model: str
+
+
+class Model(BaseModel):
+    """What the model is, takes and answers."""
+
+    model: str
+    exits: list[str]
+    shape: list[int]
+    classes: int
+    kind: str
+    """features, text or tokens."""
+    low: float
+    high: float
+
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Error, "description": description}
+    for status, description in {
+        400: "The body is no JSON or no .npy.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        415: "Neither application/json nor application/x-npy.",
+        422: "Not what the model takes.",
+        503: "Too many samples wait; come again in a moment.",
+    }.items()
+}
+
+
+def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
+    """The service of one model, as an ASGI application."""
+    service = _Service(predictor, config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        yield
+        await service.batcher.stop()
+
+    app = FastAPIOffline(
+        title=predictor.title,
+        version=version("mach"),
+        description=f"A model trained by mach: {predictor.title} of {predictor.source.name}.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    service.add_to(app)
+    app.add_middleware(
+        Limits,
+        max_body=int(config.max_body_mb * _MEBI),
+        max_bodies=int(config.max_bodies_mb * _MEBI),
+        timeout_s=config.read_timeout_s,
+    )
+    app.add_middleware(Counting, telemetry=service.telemetry)  # the outermost: it sees refusals
+    app.add_exception_handler(RequestValidationError, _refuse_query)
+    app.add_exception_handler(StarletteHTTPException, _refuse)
+    return app
+
+
+class _Service:
+    def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
+        self._predictor, self._signature = predictor, predictor.signature
+        self._tokenizer = predictor.signature.restore_tokenizer()
+        self._timeout_s = config.answer_timeout_s
+        self.batcher = Batcher(
+            self._compute,
+            max_batch=config.max_batch,
+            wait_s=1e-3 * config.wait_ms,
+            max_queue=config.max_queue,
+            observe=lambda samples, seconds: self.telemetry.batched(samples, seconds),
+        )
+        self.telemetry = Telemetry(lambda: self.batcher.waiting)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Give the application its addresses."""
+        signature, predictor = self._signature, self._predictor
+        how_many = Query(1, ge=1, le=signature.classes)
+        page = files("mach.serve").joinpath("page.html").read_text()
+
+        @app.post(
+            "/predict",
+            response_model=Predictions,
+            responses={
+                200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
+                **_REFUSALS,
+            },
+            openapi_extra={"requestBody": request_schema(signature)},
+        )
+        async def predict(
+            request: Request,
+            top: int = how_many,
+            exits: bool = False,
+        ) -> Response:
+            """What the model says of each sample.
+
+            With `Accept: application/x-npy` the answer is an array of the probabilities of all
+            classes, float32 [samples, classes].
+            """
+            return await self.predict(request, top, exits)
+
+        @app.get("/model")
+        async def model() -> Model:
+            """What the model takes."""
+            text = "text" if takes_text(signature) else "tokens"
+            return Model(
+                model=predictor.title,
+                exits=list(predictor.exits),
+                shape=list(signature.shape),
+                classes=signature.classes,
+                kind=text if signature.text else "features",
+                low=signature.low,
+                high=signature.high,
+            )
+
+        @app.get("/healthz")
+        async def healthz() -> Health:
+            """Whether the service answers."""
+            return Health(status="ok", model=predictor.title)
+
+        @app.get(
+            "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
+        )
+        async def metrics() -> Response:
+            """Counters in Prometheus' text format."""
+            return Response(self.telemetry.text(), media_type="text/plain; version=0.0.4")
+
+        @app.get("/", include_in_schema=False)
+        async def index() -> HTMLResponse:
+            return HTMLResponse(page)
+
+    async def predict(self, request: Request, top: int, exits: bool) -> Response:
+        samples = self._samples(request.headers.get("content-type", ""), await request.body())
+        groups = _by_shape(samples)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await asyncio.gather(*(self.batcher.ask(exits, x) for x, _ in groups))
+        except TimeoutError as error:
+            raise HTTPException(503, f"expected an answer within {self._timeout_s:g} s") from error
+        except BusyError as error:
+            raise HTTPException(503, str(error), {"retry-after": "1"}) from error
+        places = [place for _, its in groups for place in its]
+        by_exit = [_in_order(of_exit, places) for of_exit in zip(*found, strict=True)]
+        try:
+            for one in by_exit:
+                refuse_nan(one)
+        except InputError as error:
+            raise HTTPException(422, str(error)) from error
+        if NPY in request.headers.get("accept", ""):
+            return Response(_npy(by_exit[-1]), media_type=NPY)
+        told = [self._told(probabilities, top) for probabilities in by_exit]
+        body: dict[str, Any] = {"model": self._predictor.title, "predictions": told[-1]}
+        body["exits"] = (
+            [
+                {"name": name, "predictions": its}
+                for name, its in zip(self._predictor.exits, told, strict=True)
+            ]
+            if exits
+            else None
+        )
+        return JSONResponse(body)
+
+    def _samples(self, content_type: str, body: bytes) -> list[Tensor]:
+        """Samples of the request, in one batch or, where they are texts, one by one."""
+        kind = content_type.partition(";")[0].strip().lower()
+        try:
+            if kind == NPY:
+                return [batch_of(_read_npy(body), self._signature)]
+            if kind != "application/json":
+                raise HTTPException(
+                    415, f"expected content-type application/json or {NPY}; got {kind or 'none'}"
+                )
+            inputs = _inputs_of(body)
+            if takes_text(self._signature):
+                return self._texts(inputs)
+            return [batch_of(inputs, self._signature)]
+        except InputError as error:
+            raise HTTPException(422, str(error)) from error
+
+    def _texts(self, inputs: list[Any]) -> list[Tensor]:
+        if not inputs or not all(isinstance(one, str) for one in inputs):
+            raise InputError("inputs: expected texts, one or more; got something else")
+        context = self._signature.shape[0]
+        return [
+            tokens_of(one, self._signature, self._tokenizer, f"inputs[{i}]")[None, -context:]
+            for i, one in enumerate(inputs)
+        ]
+
+    def _compute(self, exits: Hashable, x: Tensor) -> list[Tensor]:
+        """Probabilities [B, C] by every exit, or by the last alone."""
+        predictor = self._predictor
+        logits = predictor.every(x) if exits else [predictor.module(x)]
+        return [last_rows(one, len(x)).float().softmax(-1) for one in logits]
+
+    def _told(self, probabilities_BC: Tensor, top: int) -> list[list[dict[str, Any]]]:
+        values, classes = probabilities_BC.topk(top)
+        tokenizer = self._tokenizer
+        return [
+            [
+                {"label": spelled(label, tokenizer), "probability": value}
+                for label, value in zip(labels, its, strict=True)
+            ]
+            for labels, its in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+
+
+def _inputs_of(body: bytes) -> list[Any]:
+    try:
+        values = from_json(body)
+    except ValueError as error:
+        raise HTTPException(400, f"expected JSON; {error}") from error
+    if not isinstance(values, dict) or values.keys() != {"inputs"}:
+        raise InputError('expected {"inputs": [..]} and nothing else')
+    inputs = values["inputs"]
+    if not isinstance(inputs, list):
+        raise InputError(f"inputs: expected a list of samples; got {type(inputs).__name__}")
+    return inputs
+
+
+def _read_npy(body: bytes) -> Any:
+    try:
+        found = np.load(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, TypeError) as error:
+        raise HTTPException(400, f"expected what numpy.save writes; {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise HTTPException(400, "expected one array, .npy; got an .npz")
+    if found.ndim == 0:
+        raise InputError("inputs: expected an array of samples; got one number")
+    return found
+
+
+def _npy(array: Tensor) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array.numpy())
+    return file.getvalue()
+
+
+def _by_shape(samples: list[Tensor]) -> list[tuple[Tensor, list[int]]]:
+    """Samples of one shape together, with their places in the request."""
+    if len(samples) == 1:
+        return [(samples[0], list(range(len(samples[0]))))]
+    groups: dict[Any, list[int]] = {}
+    for place, one in enumerate(samples):
+        groups.setdefault(one.shape, []).append(place)
+    return [(torch.cat([samples[i] for i in its]), its) for its in groups.values()]
+
+
+def _in_order(parts: Any, places: list[int]) -> Tensor:
+    whole: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole[torch.tensor(places).argsort()] if len(parts) > 1 else whole
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    kind = "InputError" if error.status_code == 422 else "HTTPError"
+    return JSONResponse(
+        error_body(kind, str(error.detail)), error.status_code, dict(error.headers or {})
+    )
+
+
+async def _refuse_query(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return JSONResponse(error_body("InputError", f"{where}: {first['msg']}"), 422)

@@ -1,0 +1,142 @@
+"""What may a client not do: send too much, too slowly, or nothing at all?
+
+A body is read here before anything else happens, within its size and its time, so that a slow or
+greedy client costs a connection and what it has sent, no more. Until the headers of a request are
+there the connection itself has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+def error_body(kind: str, message: str) -> dict[str, str]:
+    """What every answer says that is no success."""
+    return {"error": kind, "message": message}
+
+
+class Limits:
+    """ASGI middleware that reads bodies."""
+
+    def __init__(self, app: App, *, max_body: int, max_bodies: int, timeout_s: float) -> None:
+        """
+        Args:
+            max_body: bytes of one request.
+            max_bodies: bytes of all that are here.
+            timeout_s: longest a body may take to arrive.
+        """
+        self._app = app
+        self._max_body, self._max_bodies, self._timeout_s = max_body, max_bodies, timeout_s
+        self._held = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        try:
+            refused = await self._read(scope, receive, body)
+            if refused is not None:
+                await _refuse(send, *refused)
+                return
+            await self._app(scope, _replay(bytes(body), receive), send)
+        finally:
+            self._held -= len(body)
+
+    async def _read(
+        self, scope: Message, receive: Receive, body: bytearray
+    ) -> tuple[int, str, str] | None:
+        """Fill `body`. Returns the status and the words of a refusal, or None."""
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = (
+            413,
+            "TooLarge",
+            f"expected a body of at most {self._max_body:,} bytes. Send fewer samples at once.",
+        )
+        if length.isdigit() and int(length) > self._max_body:
+            return too_large
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return 400, "Disconnected", "the client has gone"
+                    chunk = message.get("body", b"")
+                    body += chunk
+                    self._held += len(chunk)
+                    if len(body) > self._max_body:
+                        return too_large
+                    if self._held > self._max_bodies:
+                        return 503, "Busy", "too much is being read. Come again in a moment."
+                    if not message.get("more_body", False):
+                        return None
+        except TimeoutError:
+            return 408, "TooSlow", f"expected the whole body within {self._timeout_s:g} s"
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What hands out the body once, and then what comes after it."""
+    told = False
+
+    async def replayed() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
+    content = json.dumps(error_body(kind, message)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),  # the rest of the body is not read
+    ]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """Closes a connection that does not get a request's headers across in time."""
+
+    headers_timeout_s = 10.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        """Set the deadline where headers are due and none is set; drop it where they are here."""
+        if self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
+            self._forget()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.headers_timeout_s, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,286 @@
+"""What a model says of samples in files, folders and streams."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from kept import CLASSES, keep, of_images
+from mach import cli
+from mach.asking.samples import batch_of
+from mach.config import ExportConfig
+from mach.errors import InputError
+from mach.export.export import export
+from mach.inference import Run
+from mach.signature import Signature, signature_of
+from texts import make as make_text
+from texts import write_text
+
+SHAPE = (6, 5)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    return keep(of_images(folder, *SHAPE, test=70), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    config = make_text(write_text(folder), student={"enabled": True}, steps=30)
+    return keep(config, folder / "run")
+
+
+def predict(*words: object, capsys) -> str:
+    assert cli._VERBS["predict"](list(map(str, words))) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def rows(told: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(told)))
+
+
+def logits_of(run_dir: Path, window: tuple[int, int] = (0, 2)) -> torch.Tensor:
+    found = Run(run_dir)
+    x = torch.from_numpy(np.asarray(found.dataset.x_test).astype("f4"))
+    with torch.no_grad():
+        return found.window(*window)((x - found.dataset.mean) / found.dataset.std)
+
+
+def data_of(run_dir: Path) -> str:
+    return Run(run_dir).config.data.path
+
+
+# --- images and vectors --------------------------------------------------------------------------
+
+
+def test_a_line_is_written_for_every_sample_of_an_npz(images, capsys):
+    code = cli._VERBS["predict"]([str(images), "--input", data_of(images), "window=1..2"])
+    told, beside = capsys.readouterr()
+    expected = logits_of(images, (1, 2))
+    found = rows(told)
+    assert code == 0
+    assert [row["sample"] for row in found] == [str(i) for i in range(70)]
+    assert [int(row["label"]) for row in found] == expected.argmax(-1).tolist()
+    for row, value in zip(found, expected.softmax(-1).amax(-1).tolist(), strict=True):
+        assert float(row["probability"]) == pytest.approx(value, rel=1e-4)
+    accuracy = (expected.argmax(-1).numpy() == np.asarray(Run(images).dataset.y_test)).mean()
+    assert beside == f"accuracy {accuracy:.6g} of 70 samples\n"
+
+
+def test_all_probabilities_and_the_next_best_are_told_on_demand(images, capsys):
+    words = [images, f"input={data_of(images)}", "format=jsonl", "top=2", "probabilities=true"]
+    lines = [json.loads(line) for line in predict(*words, capsys=capsys).splitlines()]
+    expected = logits_of(images).softmax(-1)
+    for line, row in zip(lines, expected, strict=True):
+        assert [line[f"p{c}"] for c in range(CLASSES)] == pytest.approx(row.tolist(), abs=1e-5)
+        assert line["label_2"] == int(row.topk(2).indices[1])
+
+
+def test_an_exported_folder_says_the_same(images, tmp_path, capsys):
+    export(ExportConfig(str(images), window="1..2", out=str(tmp_path / "out")))
+    words = [f"input={data_of(images)}"]
+    assert predict(tmp_path / "out", *words, capsys=capsys) == predict(
+        images, "window=1..2", *words, capsys=capsys
+    )
+
+
+def test_a_folder_of_pictures_is_read_by_name(images, tmp_path, capsys):
+    signature = signature_of(Run(images))
+    assert (signature.low, signature.high) == (0, 255)
+    x = np.asarray(Run(images).dataset.x_test)
+    for i in range(3):
+        Image.fromarray(x[i]).save(tmp_path / f"{2 - i}.png")
+    np.save(tmp_path / "z.npy", x[3])
+    found = rows(predict(images, f"input={tmp_path}", capsys=capsys))
+    assert [row["sample"] for row in found] == ["0.png", "1.png", "2.png", "z.npy"]
+    labels = logits_of(images).argmax(-1)[[2, 1, 0, 3]].tolist()
+    assert [int(row["label"]) for row in found] == labels
+
+
+@pytest.mark.parametrize("style", ["csv", "jsonl", "nested"])
+def test_lines_are_read_from_a_file(images, tmp_path, capsys, style):
+    x = np.asarray(Run(images).dataset.x_test)[:3]
+    lines = {
+        "csv": [",".join(map(str, row.ravel())) for row in x],
+        "jsonl": [json.dumps(row.ravel().tolist()) for row in x],
+        "nested": [json.dumps(row.tolist()) for row in x],
+    }[style]
+    file = tmp_path / "lines.txt"
+    file.write_text("\n".join([*lines, ""]))
+    found = rows(predict(images, f"input={file}", capsys=capsys))
+    assert [int(row["label"]) for row in found] == logits_of(images)[:3].argmax(-1).tolist()
+
+
+def test_a_stream_is_answered_line_by_line(images, capsys, monkeypatch):
+    x = np.asarray(Run(images).dataset.x_test)[:2]
+    lines = [*(json.dumps(row.tolist()) for row in x), "1,2"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert cli._VERBS["predict"]([str(images), "input=-", "batch=1"]) == 2
+    told, beside = capsys.readouterr()
+    labels = [int(row["label"]) for row in rows(told)]
+    assert labels == logits_of(images)[:2].argmax(-1).tolist(), "those before it are answered"
+    assert "sample 2: expected numbers of shape [samples, 6, 5]; got shape [1, 2]" in beside
+
+
+def test_a_file_appears_when_it_is_complete(images, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    predict(images, f"input={data_of(images)}", f"out={out}", capsys=capsys)
+    assert len(rows(out.read_text())) == 70
+    before = out.read_text()
+    bad = tmp_path / "bad.npy"
+    np.save(bad, np.full((100, *SHAPE), [1.0] * 4 + [math.nan], "f4"))
+    assert cli._VERBS["predict"]([str(images), f"input={bad}", f"out={out}"]) == 2
+    assert out.read_text() == before
+    assert sorted(tmp_path.iterdir()) == [bad, out]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def bits_per_byte(run_dir: Path, said: str) -> float:
+    """Window by window, each token from those of its own window."""
+    found = Run(run_dir)
+    tokens, context = torch.tensor(list(said.encode())), found.config.data.context
+    model, bits = found.window(), 0.0
+    for start in range(0, len(tokens) - 1, context):
+        x, y = tokens[start : start + context], tokens[start + 1 : start + context + 1]
+        with torch.no_grad():
+            logits = model(x[None, : len(y)])
+        bits += float(F.cross_entropy(logits, y, reduction="sum")) / math.log(2)
+    return bits / (len(tokens) - 1)
+
+
+@pytest.mark.parametrize("said", ["The quick brown fox jumps over it", "The quick brown", "Th"])
+def test_a_text_is_read_whatever_its_length(text, tmp_path, capsys, said):
+    (tmp_path / "a.txt").write_text(f"{said}\n")
+    (row,) = rows(predict(text, f"input={tmp_path / 'a.txt'}", "top=2", capsys=capsys))
+    assert float(row["bits_per_byte"]) == pytest.approx(bits_per_byte(text, said), rel=1e-4)
+    assert int(row["tokens"]) == len(said)
+    found = Run(text)
+    with torch.no_grad():
+        last = found.window()(torch.tensor([list(said.encode())[-found.config.data.context :]]))[-1]
+    assert row["next"] == chr(int(last.argmax()))
+    assert float(row["probability"]) == pytest.approx(float(last.softmax(-1).max()), rel=1e-4)
+
+
+def test_one_token_predicts_the_next_and_has_no_bits(text, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("T\n")
+    (row,) = rows(predict(text, f"input={tmp_path / 'a.txt'}", capsys=capsys))
+    assert row["bits_per_byte"] == ""
+    assert row["next"]
+
+
+def test_a_folder_of_texts_is_read_whole(text, tmp_path, capsys):
+    (tmp_path / "b.txt").write_text("The quick\nbrown fox\n")
+    (row,) = rows(predict(text, f"input={tmp_path}", "window=1..1", capsys=capsys))
+    assert (row["sample"], row["tokens"]) == ("b.txt", "20")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def a_file(folder: Path, kind: str) -> Path:
+    """Something that no model of pictures of 6 x 5 can be asked about."""
+    good = np.ones((2, *SHAPE), "f4")
+    bad = good.copy()
+    bad[1, 2, 3] = np.nan
+    arrays = {
+        "nan": bad,
+        "infinite": good * np.inf,
+        "beyond float32": good.astype("f8") * 1e300,
+        "text": good.astype(str),
+        "shape": np.ones((2, 7), "f4"),
+        "none": np.ones((0, *SHAPE), "f4"),
+    }
+    if kind in arrays:
+        np.save(folder / "x.npy", arrays[kind])
+        return folder / "x.npy"
+    if kind == "pickle":
+        np.save(folder / "x.npy", np.array([{}, {}], object), allow_pickle=True)
+        return folder / "x.npy"
+    if kind == "keys":
+        np.savez(folder / "x.npz", a=good, b=good)
+        return folder / "x.npz"
+    if kind == "size":
+        Image.new("L", (9, 9)).save(folder / "x.png")
+        return folder
+    if kind == "damaged":
+        (folder / "x.png").write_bytes(b"no picture")
+        return folder
+    if kind == "empty":
+        return folder
+    lines = {"words": "a,b,c", "json": "[1, 2", "null": json.dumps([[None] * 5] * 6)}
+    (folder / "x.csv").write_text(lines[kind])
+    return folder / "x.csv"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nan", r"sample 1: expected finite numbers within float32; got nan .* at \[2, 3\]"),
+        ("infinite", "sample 0: expected finite numbers within float32; got inf"),
+        ("beyond float32", "expected finite numbers within float32; got 1e\\+300"),
+        ("text", "sample 0: expected numbers of shape .*; got <U"),
+        ("shape", r"expected numbers of shape \[samples, 6, 5\]; got shape \[1, 7\]"),
+        ("pickle", "cannot be read: .*Python objects"),
+        ("keys", "expected an array x or x_test; got a, b. Set key=NAME"),
+        ("size", "expected 5 x 6 pixels; got 9 x 9. Resize it"),
+        ("damaged", "expected an image; it cannot be read"),
+        ("empty", "expected files; the folder is empty"),
+        ("words", "line 1: expected a JSON array, or numbers with commas"),
+        ("json", "line 1: expected a JSON array, or numbers with commas"),
+        ("null", "sample 0: expected numbers of shape .*; got None"),
+    ],
+)
+def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, capsys, kind, says):
+    path = a_file(tmp_path, kind)
+    assert cli._VERBS["predict"]([str(images), f"input={path}"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(says, told), told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere", "input=x.npz"], "nowhere: expected a run folder"),
+        (["{run}", "input=gone.npz"], "input=gone.npz: expected a file, a folder or -; nothing"),
+        (["{run}", "input={run}/config.yaml"], r"expected \.npz.*got \.yaml"),
+        (["{run}", "input=-", "window=9..9"], r"window=9\.\.9: expected j\.\.i"),
+        (["{run}", "input=-", "format=xml"], "format: expected one of csv, jsonl"),
+        (["{run}"], "input: expected a value"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(images, capsys, words, says):
+    assert cli._VERBS["predict"]([word.format(run=images) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert re.search(says, told), told
+    assert told.count("\n") == 1
+
+
+def test_text_that_is_none_is_refused(text, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    assert cli._VERBS["predict"]([str(text), f"input={tmp_path}"]) == 2
+    assert "expected a text in UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [[[1, 300]], [[1, -1]], [[0.5, 1]]])
+def test_tokens_outside_the_vocabulary_are_refused(values):
+    signature = Signature((2,), 256, "bits_per_token", True, True, True, None, 0, 255)
+    assert batch_of([[1, 2]], signature).tolist() == [[1, 2]]
+    assert batch_of([[7]], signature).tolist() == [[7]]
+    with pytest.raises(InputError, match="expected tokens 0 to 255; got"):
+        batch_of(values, signature)
