@@ -25,14 +25,24 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from data import mnist1d_file
-from grid import LEADING, TASKS, Cell, Changes, alone_cells, method_cells, order, without_students
+from grid import (
+    LEADING,
+    OTHERS_DELAY,
+    TASKS,
+    Cell,
+    Changes,
+    alone_cells,
+    method_cells,
+    order,
+    without_students,
+)
 from rich.console import Console
 from rich.markdown import Markdown
 from stored import Row, append, missing, read
 from tables import csv_of, markdown, told
 from tuning import GRIDS, search, tuning_cells, validated
 
-from mach.errors import ConfigError
+from mach.errors import ConfigError, MachError
 from mach.launcher.compose import compose, conf_dir
 
 HERE = Path(__file__).parent
@@ -57,11 +67,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mach-accuracy-") as folder:
         if options.quick:
             options.out = options.out or Path(folder) / "cells.jsonl"
-        bench = Bench(options, options.out or CELLS)
-        if options.tune:
-            bench.tune()
-        else:
-            bench.table()
+        try:
+            bench = Bench(options, options.out or CELLS)
+            bench.tune() if options.tune else bench.table()
+        except MachError as error:  # a user's mistake: the data, most likely
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
         console = Console()
         console.width = max(console.width, 140)  # the tables are wide
         console.print(Markdown(markdown(read(bench.out))))
@@ -88,8 +98,8 @@ class Bench:
         )
         if options.no_students:
             cells = without_students(cells)
-        if options.components:
-            cells = [cell for cell in cells if cell.components in options.components]
+        lengths = options.components or ([task.components] if options.quick else None)
+        cells = [cell for cell in cells if lengths is None or cell.components in lengths]
         if task.sizes and not options.quick and not options.methods:
             from sizes import sizes
 
@@ -99,21 +109,19 @@ class Bench:
 
     def tune(self) -> None:
         """Choose each method's values on the validation split, one after the other."""
-        task = TASKS[self._name]
+        task, seeds = TASKS[self._name], self._options.seeds or [0]
+        usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
+        late = usual if self._options.tuned_delay is None else self._options.tuned_delay
         for method in self._options.methods or ("backprop", "mach"):
-            delay = 0 if method in self._undelayed([method]) else self._options.tuned_delay
-
-            def cells(tries: list[Changes], method: str = method, at: int = delay) -> list[Cell]:
-                seeds = self._options.seeds or [0]
-                return tuning_cells(self._name, method, task.components, at, seeds, tries)
-
-            grid = GRIDS[self._name]
+            delay = 0 if self._undelayed([method]) else late
             while True:
-                scores = validated(read(self.out), self._name, method, self._steps)
-                best, tries = search(grid, scores)
+                scores = validated(read(self.out), self._name, method, self._steps, seeds)
+                best, tries = search(GRIDS[self._name], scores)
                 if not tries:
                     break
-                self._run(cells(tries))
+                cells = tuning_cells(self._name, method, task.components, delay, seeds, tries)
+                if self._run(cells):
+                    raise SystemExit(f"{method} cannot be tuned: {self._name} refuses it")
             self._keep(method, best)
 
     def _methods(self) -> list[str]:
@@ -148,16 +156,20 @@ class Bench:
             CHOSEN.write_text(json.dumps(known, indent=1) + "\n")
         _console.print(f"{self._name}, {method}: {' '.join(best)}", highlight=False)
 
-    def _run(self, cells: list[Cell]) -> None:
-        """Run those that are not there yet, each kept as soon as it has ended."""
+    def _run(self, cells: list[Cell]) -> int:
+        """Run those that are not there yet, each kept as soon as it has ended. Returns how many
+        were refused."""
+        refused = 0
         waiting = missing(cells, read(self.out), self._steps)
         _console.print(f"{len(cells)} cells, {len(waiting)} of them to run", highlight=False)
         for done, (cell, outcome) in enumerate(self._outcomes(waiting), 1):
             if isinstance(outcome, ConfigError):
                 _console.print(f"{cell.method} refused: {outcome}", highlight=False)
+                refused += 1
                 continue
             append(self.out, outcome)
             _console.print(f"{done}/{len(waiting)} {told(outcome)}", highlight=False)
+        return refused
 
     def _outcomes(self, cells: list[Cell]) -> Iterator[tuple[Cell, Row | ConfigError]]:
         work = [(cell, self._path, self._cache, self._steps) for cell in cells]
@@ -194,7 +206,7 @@ def _options() -> argparse.Namespace:
     add("--quick", action="store_true", help=f"{QUICK_STEPS} steps, one seed; nothing is kept")
     add("--tune", action="store_true", help="choose on the validation split, and keep the choice")
     add("--untuned", action="store_true", help="with the values of conf/, whatever was chosen")
-    add("--tuned-delay", type=int, default=4, help="at which mach is tuned")
+    add("--tuned-delay", type=int, help="at which late methods are tuned")
     add("--methods", nargs="+", help="default: all of conf/method")
     add("--delays", type=int, nargs="+", help="default: the task's")
     add("--components", type=int, nargs="+", help="default: the task's")

@@ -103,7 +103,10 @@ def told(row: Row) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Every table that there are rows for."""
     rows = [row for row in rows if row["kind"] in (METHOD, ALONE)]
+    aims = [line for name in AIMS for line in _aims(of(rows, task=name, cut_to=None), name)]
     blocks = ["## Result"]
+    if aims:
+        blocks += [table(["whole runs", "measured", "aim", "met"], aims)]
     for name, task in TASKS.items():
         mine = of(rows, task=name)
         for cut in sorted({row["cut_to"] for row in mine}, key=lambda steps: steps or 0):
@@ -111,6 +114,41 @@ def markdown(rows: Sequence[Row]) -> str:
             blocks += [f"### {task.about}" + f", {cut} steps" * (cut is not None)]
             blocks += _task(part)
     return "\n\n".join([*blocks, "## Environment", _environment(rows)])
+
+
+AIMS = {"mnist1d": {1: 0.1, 4: 0.1, 8: 0.3}, "mnist": {1: 0.1, 4: 0.1, 8: 0.3}}
+"""By task and delay: points that `mach` may lose against `backprop`, on the mean of the seeds."""
+_ANY_STALENESS = ("mach", "backprop", "dgl")
+"""`mach` itself, and what is not late."""
+
+
+def _aims(rows: Sequence[Row], name: str) -> list[Line]:
+    """What the methods must reach, as far as it has been measured."""
+    lines: list[Line] = []
+    usual = of(rows, kind=METHOD, components=TASKS[name].components)
+    best = _reference(usual, TASKS[name].components)
+    for delay, most in AIMS[name].items():
+        mine = tops(of(usual, method="mach", delay=delay))
+        if mine and best is not None:
+            points = lost(mean(mine), best, "accuracy")
+            what = f"{name}, delay {delay}: points that `mach` loses, {len(mine)} seeds"
+            lines.append([what, f"{points:+.2f}", f"≤ {most}", _met(points <= most)])
+        others = {
+            row["method"]: tops(of(usual, method=row["method"], delay=delay))
+            for row in of(usual, delay=delay)
+            if row["method"] not in _ANY_STALENESS
+        }
+        others = {method: values for method, values in others.items() if values}
+        if mine and others and delay > 1:
+            rival = max(others, key=lambda method: mean(others[method]))
+            ahead = 100 * (mean(mine) - mean(others[rival]))
+            what = f"{name}, delay {delay}: `mach` ahead of the best other, `{rival}`, points"
+            lines.append([what, f"{ahead:+.2f}", "> 0", _met(ahead > 0)])
+    return lines
+
+
+def _met(is_met: bool) -> str:
+    return "yes" if is_met else "**no**"
 
 
 def _task(rows: Sequence[Row]) -> list[str]:

@@ -23,6 +23,7 @@ def _grid(muon_lr: float, lr: float) -> Grid:
         "optim.muon_lr": (muon_lr, muon_lr / 2, 2 * muon_lr, 4 * muon_lr),
         "optim.lr": (lr, 2 * lr, 4 * lr),
         "optim.clip": (1.0, 0.0),
+        "optim.layer_decay": (1.0, 0.7, 1.4),
     }
 
 
@@ -70,13 +71,16 @@ def tuning_cells(
     ]
 
 
-def validated(rows: Sequence[Row], name: str, method: str, cut_to: int | None) -> Score:
-    """How good the choices are that have been tried; one that diverges is the worst."""
+def validated(
+    rows: Sequence[Row], name: str, method: str, cut_to: int | None, seeds: Sequence[int]
+) -> Score:
+    """How good the choices are that have been tried from all seeds; one that diverges is the
+    worst."""
     tried = of(rows, kind=TUNING, task=name, method=method, cut_to=cut_to)
 
     def score(changes: Changes) -> float | None:
-        group = of(tried, changes=list(changes))
-        if not group:
+        group = [row for row in of(tried, changes=list(changes)) if row["seed"] in seeds]
+        if len(group) < len(seeds):
             return None
         values = tops(group)
         if len(values) < len(group):

@@ -94,6 +94,8 @@ class OptimConfig:
     """Fraction of the steps over which the rate rises linearly from 0."""
     cosine: bool = True
     """Let the rate fall along a half cosine after the warm-up."""
+    layer_decay: float = 1.0
+    """Factor on the rate of a component for every component above it: layer-wise rates."""
     correction: str = "rate"
     """What is done about staleness, one thing at a time:
     none;
@@ -114,6 +116,8 @@ class OptimConfig:
         one_of("optim.precision", self.precision, ("fp32", "bf16"))
         for key in ("lr", "muon_lr", "weight_decay", "clip"):
             at_least(f"optim.{key}", getattr(self, key), 0)
+        if not 0 < self.layer_decay < float("inf"):
+            raise ConfigError(f"optim.layer_decay: expected more than 0; got {self.layer_decay}")
         for key in ("momentum", "muon_momentum", "warmup", "correction_fraction"):
             within(f"optim.{key}", getattr(self, key), 0, 1)
 
