@@ -5,6 +5,7 @@ runs/<name>/
   component-<k>.jsonl      one line per logged step
   checkpoints/step-<n>/    see mach.checkpoint
   logs/                    what the ranks printed
+  trace-<k>.json           what component k did at every moment (report.trace)
   events.jsonl             what happened to the components of a supervised run
   launcher.lock            held by the `mach train` that runs here
   result.json              written once, at the end, atomically

@@ -143,9 +143,14 @@ class ReportConfig:
     """TensorBoard's event files too, in the run folder: pip install 'mach[tensorboard]'."""
     progress: bool = True
     """Live progress on a terminal."""
+    trace: bool | int = False
+    """true: write what each component does at every moment, and when it waits, to trace-<k>.json,
+    which `mach report` draws and Perfetto opens. A number traces so many first optimizer steps (of
+    each life, where a component is restarted); a step takes some kB."""
 
     def __post_init__(self) -> None:
         at_least("report.every", self.every, 1)
+        at_least("report.trace", self.trace, 0)
         one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
         one_of("report.artifacts", self.artifacts, ("online", "always", "off"))
         at_least("report.finish_timeout_s", self.finish_timeout_s, 0)

@@ -24,6 +24,7 @@ from mach.rank import device_kind
 from mach.report import Reporter, build
 from mach.report.artifact import Artifact
 from mach.report.console import Progress
+from mach.report.trace import traced
 from mach.trainer import Hooks, Oracle
 from mach.trainer.measure import threads_of_a_rank
 
@@ -56,6 +57,8 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
         for k in components if start is not None else ():
             assert start is not None
             checkpoint.load(start, k, oracle.trainers[k].worker.component, oracle.optimizers[k])
+        for trainer, told in zip(oracle.trainers, hooks, strict=True):
+            stack.enter_context(traced(config, run_dir, trainer.worker, told))
         with Progress(run_dir, config.components, config.steps, config.report.progress):
             result = oracle.run()
     runfolder.write_result(run_dir, result)

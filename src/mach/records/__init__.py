@@ -8,6 +8,7 @@ from mach.records.find import find_runs, is_run
 from mach.records.log import Log, read_log
 from mach.records.notes import Note, Notes
 from mach.records.run import Event, RunRecord, read_run
+from mach.records.trace import Slices, export, read_traces, traces_of
 
 __all__ = [
     "Event",
@@ -15,8 +16,12 @@ __all__ = [
     "Note",
     "Notes",
     "RunRecord",
+    "Slices",
+    "export",
     "find_runs",
     "is_run",
     "read_log",
     "read_run",
+    "read_traces",
+    "traces_of",
 ]

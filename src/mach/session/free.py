@@ -26,6 +26,7 @@ from mach.errors import MachError, PeerLostError, StoppedError
 from mach.rank import Rank, age_s, transport
 from mach.report.artifact import Artifact
 from mach.report.reporter import build
+from mach.report.trace import traced
 from mach.roster import Beat, Pulse, Roster, Silence
 from mach.session.publish import publish
 from mach.session.saver import Saver
@@ -131,7 +132,8 @@ class _Life:
             batches = seat.batches.evaluation_batches(config.eval.samples)
             actions = moves(config, worker, batches, seat.first_step)
             self._trainer = Trainer(config, worker, seat.optimizers, seat.task, actions, self)
-            self._trainer.run()
+            with traced(config, seat.run_dir, worker, self, self._life):
+                self._trainer.run()
             if self._stopped_by:
                 self._stop()
             channels.close_links()

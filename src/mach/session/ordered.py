@@ -11,6 +11,7 @@ from mach.configfile import fingerprint
 from mach.rank import transport
 from mach.report.artifact import Artifact
 from mach.report.reporter import Reporter, build
+from mach.report.trace import traced
 from mach.results import Outcome, result_of
 from mach.session.seat import Seat
 from mach.trainer import Faults, Trainer, Worker, program
@@ -42,7 +43,8 @@ def train_ordered(seat: Seat) -> None:
         )
         actions = program(config, rank.index, seat.batches, seat.first_step)
         hooks = Hooks(seat, reporter, faults)
-        outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
+        with traced(config, seat.run_dir, worker, hooks, rank.restarts):
+            outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
         channels.close_up()
     _publish(seat, outcome)
 
