@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from browser import CHROMIUM
 from runs import LONG, SMALL
 from spawn import TRAIN, Done, assert_none_left, processes_of, run
 from texts import write_text
@@ -51,3 +55,22 @@ def language_run(tmp_path_factory) -> tuple[Path, Done]:
     assert done.code == 0, done
     assert_none_left(folder)
     return folder / "run", done
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser; see tests/browser.py."""
+    if CHROMIUM is None:
+        reason = "no Chromium: apt install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox"],  # containers run tests as root
+        )
+        yield browser
+        browser.close()

@@ -26,7 +26,7 @@ LINES = [
     "export",
     "predictor",
     "choice asking serve",
-    "report records",
+    "report records page",
     "launcher",
     "session",
     "train generate cli api",
@@ -143,6 +143,7 @@ ENVIRONMENT = {
     "introduce": "what a launcher set, before anything slow is imported",
     "report.reporter": "wandb's own variables: is the user logged in?",
     "data.cache": "XDG_CACHE_HOME: where users keep what can be made again",
+    "page.write": "keys and tokens, to keep them off the page",
     # These write it, for the processes they start or the library they are about to import.
     "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
     "launcher.agent": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, TORCHELASTIC_..",

@@ -37,4 +37,5 @@ def test_the_wheel_has_the_config_and_says_that_it_is_typed(contents):
 def test_the_wheel_has_every_module_and_nothing_else(contents):
     modules = {f"mach/{p.relative_to(ROOT / 'src/mach')}" for p in (ROOT / "src").rglob("*.py")}
     assert modules <= set(contents)
+    assert {"mach/page/templates/page.html.j2", "mach/page/templates/page.css"} <= set(contents)
     assert {name.split("/")[0].split("-")[0] for name in contents} == {"mach"}

@@ -14,7 +14,7 @@ same. generate: let the chain or a window of a
 language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
 their folders. models: list what a run has, with what it costs, and choose. export: write one of
 them as files that need no mach. predict: ask it about samples in a file. serve: let it answer over
-HTTP. `mach VERB --help` says more"""
+HTTP. report: draw runs and sweeps on one page; takes their folders. `mach VERB --help` says more"""
 
 Arguments = TypeVar("Arguments")
 
@@ -85,6 +85,12 @@ def _compare(arguments: list[str]) -> int:
     from mach.launcher.compare import main as compare
 
     return compare(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from mach.page.main import main as report
+
+    return report(arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -218,4 +224,5 @@ _VERBS = {
     "export": _export,
     "predict": _predict,
     "serve": _serve,
+    "report": _report,
 }

@@ -127,9 +127,24 @@ def result_of(
         "busy_fraction": [
             {"component": o.component, **_known({"value": o.busy_fraction})} for o in outcomes
         ],
+        "cut": [_share(config, costs, k) for k in range(len(outcomes))],
         "restarts": restarts,
         "git": commit(),
         "torch": torch.__version__,
+    }
+
+
+def _share(config: Config, costs: Costs, k: int) -> dict[str, Any]:
+    """What component k is made of: its blocks, numbered through the network, and its parts."""
+    blocks = config.bodies()[k]
+    parts = {"body": costs.bodies[k], "head": costs.heads[k]}
+    if k in costs.students:
+        parts["student"] = costs.students[k]
+    return {
+        "component": k,
+        "first_block": blocks.start,
+        "last_block": blocks.stop - 1,
+        **{name: vars(cost) for name, cost in parts.items()},
     }
 
 

@@ -81,7 +81,7 @@ def write(sweep_dir: Path, row: Row) -> None:
     }
     with locked(sweep_dir):
         columns, rows = read(path)
-        keys = [key for key in _overrides_in(columns) if key not in row.overrides]
+        keys = [key for key in overrides_in(columns) if key not in row.overrides]
         keys += row.overrides
         others = {*columns, *new} - {*keys, JOB, EXIT_CODE, ERROR}
         header = [JOB, *sorted(keys, key=_order(columns, keys)), EXIT_CODE, ERROR]
@@ -129,7 +129,8 @@ def has_done(sweep_dir: Path, job: str) -> bool:
     return any(row[JOB] == job and row[EXIT_CODE] == "0" for row in rows)
 
 
-def _overrides_in(columns: list[str]) -> list[str]:
+def overrides_in(columns: list[str]) -> list[str]:
+    """Those of the columns that are overrides."""
     return columns[columns.index(JOB) + 1 : columns.index(EXIT_CODE)] if columns else []
 
 

@@ -1,0 +1,222 @@
+"""What does the page of a sweep say?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from mach.page.grid import REPLICATE, curves, heat_map, layout_of, lines
+from mach.page.parts import Cell, Page, Section, Table, Tile, cells
+from mach.page.secrets import value_of
+from mach.records import Log
+from mach.records.scores import Measure
+from mach.records.sweep import Job, Sweep
+
+LINES = 400
+"""Of a log that are taken: a curve of a sweep shows no more."""
+
+
+def page_of(sweep: Sweep) -> Page:
+    """The page of a sweep, or of several runs side by side."""
+    scored = [job for job in sweep.jobs if job.score is not None]
+    measure = _measure(scored)
+    # Jobs on other data are in the table; means are of what can be compared.
+    alike = [j for j in scored if j.score is not None and j.score.measure == measure]
+    if len(alike) < len(scored):
+        sweep.notes.add(
+            sweep.name,
+            f"job whose result has no {measure.key}; not in the pictures",
+            len(scored) - len(alike),
+        )
+    best = sorted(alike, key=lambda job: _rank(job, measure))
+    layout = layout_of(sweep)
+    logs = [_top_log(job) for job in sweep.jobs]
+    colour_key = layout.rows.key if layout else next(iter(sweep.varying), None)
+    values = sweep.varying.get(colour_key, []) if colour_key else []
+    pictures = []
+    if layout is not None and alike:
+        pictures += [heat_map(alike, layout, measure), lines(alike, layout, measure)]
+    trained = curves(sweep.jobs, logs, colour_key, values)
+    sections = [
+        Section("At a glance", pictures),
+        Section("How they learned", [trained] if trained is not None else []),
+        Section("Every job", [], [_table(sweep, best, measure)] if best else []),
+        Section("Failed or not ended", [], _failed(sweep)),
+        Section("What all have in common", [], _common(sweep)),
+    ]
+    return Page(
+        kind="Sweep" if len({j.run.folder.parent for j in sweep.jobs if j.run}) < 2 else "Runs",
+        title=sweep.name,
+        summary=_summary(sweep, best, measure),
+        tiles=_tiles(sweep, best, measure),
+        sections=[s for s in sections if s.pictures or s.tables],
+        problems=[str(note) for note in sweep.notes],
+        footer=f"{len(sweep.jobs)} jobs · written {datetime.now():%Y-%m-%d %H:%M} by mach report",
+        colours=max(1, len(layout.rows.values) if layout else len(values)),
+    )
+
+
+def _measure(jobs: list[Job]) -> Measure:
+    counts = Counter(job.score.measure for job in jobs if job.score is not None)
+    return counts.most_common(1)[0][0] if counts else Measure("accuracy")
+
+
+def _rank(job: Job, measure: Measure) -> float:
+    assert job.score is not None
+    return -job.score.value if measure.higher_is_better else job.score.value
+
+
+def _top_log(job: Job) -> Log:
+    if job.run is None or not job.run.components:
+        return Log(0, 0, 0, {})
+    logs = [job.run.log(k, LINES) for k in range(job.run.components)]  # all: damage is counted
+    return logs[-1]
+
+
+def _summary(sweep: Sweep, best: list[Job], measure: Measure) -> str:
+    varied = [f"{key} ({len(values)} values)" for key, values in sweep.varying.items()]
+    over = f" over {_list(varied)}" if varied else ""
+    done = f"{len(sweep.jobs)} jobs{over}; {len(best)} have a result."
+    if not best:
+        return done
+    label, scores = _best_group(sweep, best, measure)
+    top = f"{label} is best with {measure.with_unit(float(np.mean(scores)))}"
+    if len(scores) > 1:
+        top += f", the mean of {len(scores)} seeds (± {measure.text(_deviation(scores))})"
+    last = best[-1].score
+    assert last is not None
+    return f"{done} {top}; the last job has {measure.text(last.value)}."
+
+
+def _best_group(sweep: Sweep, best: list[Job], measure: Measure) -> tuple[str, list[float]]:
+    """What was asked for, seeds aside, that scores best on average, and its scores."""
+    groups: dict[str, list[float]] = {}
+    for job in best:
+        asked = {k: job.overrides[k] for k in sweep.varying if k in job.overrides}
+        asked.pop(REPLICATE, None)
+        assert job.score is not None
+        groups.setdefault(_words(asked) or job.name, []).append(job.score.value)
+    sign = -1 if measure.higher_is_better else 1
+    return min(groups.items(), key=lambda group: sign * float(np.mean(group[1])))
+
+
+def _deviation(scores: list[float]) -> float:
+    return float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+
+
+def _tiles(sweep: Sweep, best: list[Job], measure: Measure) -> list[Tile]:
+    failed = [job for job in sweep.jobs if job.failed]
+    tiles = []
+    if best:
+        label, scores = _best_group(sweep, best, measure)
+        all_scores = [job.score.value for job in best if job.score is not None]
+        unit = "%" if measure.key == "accuracy" else measure.label
+        more = f"{label}; median of all jobs {measure.text(float(np.median(all_scores)))}"
+        tiles.append(Tile("How good", measure.text(float(np.mean(scores))), unit, more))
+        rates = [rate for job in best if math.isfinite(rate := _of(job, "samples_per_s"))]
+        if rates:
+            more = f"median; {min(rates):,.0f} to {max(rates):,.0f}"
+            tiles.append(Tile("How fast", f"{np.median(rates):,.0f}", "samples/s", more))
+        stale = [age for job in best if math.isfinite(age := _staleness(job))]
+        if stale:
+            number = f"{min(stale):.1f}"
+            if max(stale) > min(stale):
+                number += f" – {max(stale):.1f}"
+            more = "mean of each job's most stale component"
+            tiles.append(Tile("How stale", number, "steps", more))
+    number = f"{len(sweep.jobs) - len(failed)}"
+    more = "all ended well" if not failed else f"{len(failed)} failed or have not ended"
+    tiles.append(Tile("How many", number, f"of {len(sweep.jobs)} jobs", more))
+    return tiles
+
+
+def _table(sweep: Sweep, best: list[Job], measure: Measure) -> Table:
+    keys = list(sweep.varying)
+    rows = []
+    for job in best:
+        assert job.score is not None
+        rate, wall_s, stale = (
+            _of(job, "samples_per_s"),
+            _of(job, "wall_s"),
+            _staleness(job),
+        )
+        rows.append(
+            [
+                Cell(job.name),
+                *(Cell(value_of(key, job.overrides.get(key, "–"))) for key in keys),
+                Cell(measure.text(job.score.value)),
+                Cell(Measure("loss").text(job.score.loss)),
+                Cell(_plain(rate, 0)),
+                Cell(_plain(wall_s, 1)),
+                Cell(_plain(stale, 1)),
+            ]
+        )
+    return Table(
+        "",
+        ["job", *keys, measure.label, "loss", "samples/s", "wall s", "staleness"],
+        rows,
+        "The best first. Staleness: mean of the most stale component, in optimizer steps.",
+        marked=0,
+        sortable=True,
+    )
+
+
+def _failed(sweep: Sweep) -> list[Table]:
+    rows = []
+    for job in sweep.jobs:
+        if not job.failed:
+            continue
+        code = "–" if job.exit_code is None else str(job.exit_code)
+        known = job.error or ("no result" if job.run is not None else "never began")
+        rows.append(cells(job.name, _label(job, sweep), code, known))
+    columns = ["job", "asked for", "exit code", "what was said"]
+    codes = "Exit codes: 1 went wrong while running, 2 refused before training, 130 stopped."
+    return [Table("", columns, rows, codes, text_columns=4)] if rows else []
+
+
+def _common(sweep: Sweep) -> list[Table]:
+    flats = [job.run.flat for job in sweep.jobs if job.run is not None and job.run.flat]
+    if not flats:
+        return []
+    shared = {
+        key: value
+        for key, value in flats[0].items()
+        if key != "out" and all(key in flat and flat[key] == value for flat in flats)
+    }
+    rows = [cells(key, value_of(key, value)) for key, value in shared.items()]
+    return [Table(f"{len(rows)} values", ["key", "value"], rows, text_columns=2, folded=True)]
+
+
+def _of(job: Job, key: str) -> float:
+    value: Any = (job.run.result or {}).get(key) if job.run is not None else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if usable else math.nan
+
+
+def _staleness(job: Job) -> float:
+    rows = (job.run.result or {}).get("staleness_steps", []) if job.run is not None else []
+    means = [row.get("mean") for row in rows]
+    return max((float(m) for m in means if isinstance(m, int | float)), default=math.nan)
+
+
+def _label(job: Job, sweep: Sweep) -> str:
+    """What sets a job apart."""
+    apart = {key: value for key, value in job.overrides.items() if key in sweep.varying}
+    return _words(apart) or job.name
+
+
+def _words(asked: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value_of(key, value)}" for key, value in asked.items())
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _list(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
