@@ -300,6 +300,12 @@ def test_optuna_searches_for_the_smallest_loss_and_finds_again_what_it_has(tmp_p
     ]
 
 
+def test_a_search_in_which_every_trial_fails_has_its_rows_and_no_traceback(tmp_path):
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "delay=-1,-2", "out=sweep"]
+    sweep(tmp_path, *QUICK, *words, code=1)
+    assert [row["exit_code"] for row in table(tmp_path / "sweep")] == ["2", "2"]
+
+
 # --- the machine, in parts -----------------------------------------------------------------
 
 

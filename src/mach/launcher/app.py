@@ -63,6 +63,10 @@ def main() -> int:
         return ConfigError.exit_code
     except JobFailedError:  # it has been said
         ended_well = False
+    except ValueError:  # optuna's, when it looks for the best of no trials
+        if not any(sweep.all_failed(sweep_dir) for sweep_dir in _sweeps):
+            raise
+        ended_well = False
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         with suppress(MachError):  # jobs that had a table to write to have written their rows

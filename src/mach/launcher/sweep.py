@@ -92,6 +92,12 @@ def run_job(job: Job, compose: Callable[[], Config], launch: Launch) -> float:
     return math.inf if loss is None else float(loss)  # none: the chain lacks a component for good
 
 
+def all_failed(sweep_dir: Path) -> bool:
+    """Whether jobs of the sweep have ended, and none of them well."""
+    _, rows = sweeptable.read(sweep_dir / sweeptable.TABLE)
+    return rows != [] and sweeptable.failed(rows) == rows
+
+
 def close(sweep_dir: Path) -> bool:
     """Say how a sweep has ended. Returns whether all its jobs, of earlier times too, ended well."""
     path = sweep_dir / sweeptable.TABLE
