@@ -55,6 +55,11 @@ def refused(folder: Path, *overrides: str, says: str, code: int = 2) -> Done:
         ("model.depth=2 components=3", "components: expected at most model.depth=2.*; got 3"),
         ("model=nothing", "model: expected one of .*mlp.*; got 'nothing'"),
         ("data=npz", "data.path: expected a value; got none"),
+        ("method=ddg replay=recompute", "method=ddg: expected replay=stash; got recompute"),
+        (
+            "optim.correction=compensation replay=stash",
+            "optim.correction=compensation: expected optim=sgd with replay=stash; got muon",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_written(tmp_path, overrides, says):

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from clouds import clouds, weights
 from mach.component.losses import target_loss
+from mach.component.soft import pack, unpack
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ConfigError
@@ -200,6 +201,144 @@ def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, dela
     assert any(value.abs().sum() > 0 for value in trained.values() if value.ndim == 2)
 
 
+# --- soft targets ----------------------------------------------------------------------------
+
+
+def soft_loss(logits, y, larger, alpha, t):
+    """Of TAKD, in plain torch."""
+    log = torch.log_softmax
+    teacher, student = log(larger / t, 1), log(logits / t, 1)
+    apart = (teacher.exp() * (teacher - student)).sum(1).mean()
+    return (1 - alpha) * nn.functional.cross_entropy(logits, y) + alpha * t * t * apart
+
+
+def taught_exits(config: Config, dataset: Dataset) -> Oracle:
+    """Two components: the top's logits teach exit 0, exit 1 teaches window 1..1."""
+    oracle = Oracle(config, dataset)
+    low, high = (t.worker.component for t in oracle.trainers)
+    m, alpha, t = config.accumulate, config.head.soft, config.head.temperature
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    history = []
+    for b in range(config.microbatches):
+        if b % m == 0:
+            history.append(copy_of(low.body))
+        x, y = batches.train(b)
+        then = history[max(0, b - 2 * config.delay) // m]
+        leaf = functional_call(low.body, then, (x,)).detach().requires_grad_()
+        with torch.no_grad():
+            larger = high.head(high.body(leaf))
+        guess = high.student.network(x)
+        error = nn.functional.mse_loss(guess, leaf.detach()) / leaf.detach().var(correction=0)
+        says = high.head(high.body(guess))
+        loss = error + soft_loss(says, y, larger, config.student.soft, t)
+        torch.autograd.backward(loss / m, inputs=list(high.student.network.parameters()))
+        logits = high.head(high.body(leaf))
+        (target_loss(logits, y) / m).backward()
+        h = low.body(x)
+        in_full = soft_loss(low.head(h.detach()), y, logits.detach(), alpha, t) / m
+        torch.autograd.backward(in_full, inputs=list(low.head.parameters()))
+        felt = config.head.weight * soft_loss(low.head(h), y, logits.detach(), alpha, t) / m
+        torch.autograd.backward(felt + (h * leaf.grad).sum(), inputs=list(low.body.parameters()))
+        if (b + 1) % m == 0:
+            for update in (low._update, low._head_update, high._update, high.student.update):
+                update.step(b // m)
+    return oracle
+
+
+def test_takd_teaches_every_exit_by_the_next_larger_one_and_windows_by_their_exit(dataset):
+    small = ("takd", "components=2", "optim=sgd", "head.soft=0.7", "student.soft=0.3")
+    config = config_of(*small)
+    found, by_hand = train(config, dataset), taught_exits(config, dataset)
+    for trainer, other in zip(found.trainers, by_hand.trainers, strict=True):
+        modules = other.worker.component.modules()
+        for part, module in trainer.worker.component.modules().items():
+            for name, value in module.state_dict().items():
+                expected = modules[part].state_dict()[name]
+                torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    plain = train(config_of(*small, "head.soft=1"), dataset)
+    assert any(
+        not torch.allclose(value, weights(plain, "head")[name], rtol=1e-3)
+        for name, value in weights(found, "head").items()
+    )
+
+
+def test_gradient_and_logits_travel_as_one_row_for_each_sample():
+    gradient, logits = torch.randn(4, 3, 5), torch.randn(4 * 3, 7)
+    message = pack(gradient, logits)
+    assert message.shape == (4, 3 * 5 + 3 * 7)
+    back, larger = unpack(message, gradient.shape)
+    assert torch.equal(back, gradient)
+    assert torch.equal(larger.reshape(-1, 7), logits)
+
+
+# --- the 2019 algorithm ----------------------------------------------------------------------
+
+
+def copy_of(module: nn.Module) -> dict:
+    return {n: p.detach().clone() for n, p in module.named_parameters()}
+
+
+def gradients_of_one_hop(config: Config, dataset: Dataset) -> dict:
+    """Every body sees [h; x], half of h its student's; L = CE + <h, G>, where G is the gradient of
+    the parent's own CE at the weights of its forward."""
+    oracle = Oracle(config, dataset)
+    components = [t.worker.component for t in oracle.trainers]
+    last, m = len(components) - 1, config.accumulate
+    history: list[list[tuple[dict, dict]]] = [[] for _ in components]
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    half = config.microbatch_size // 2
+    for b in range(config.microbatches):
+        if b % m == 0:
+            for versions, c in zip(history, components, strict=True):
+                versions.append((copy_of(c.body), copy_of(c.head)))
+        x, y = batches.train(b)
+        given, child, answers = [], x, []
+        for k, c in enumerate(components):  # up, and at once the gradient for the child
+            body, head = history[k][max(0, b - (2 * config.delay if k < last else 0)) // m]
+            leaf, entering = child.clone(), None
+            if k > 0:
+                leaf[:half] = c.student.network(x[:half]).detach()
+                leaf.requires_grad_()
+            given.append(leaf)
+            entering = (leaf, x) if k > 0 else x
+            h = functional_call(c.body, body, (entering,))
+            if k > 0:
+                loss = target_loss(functional_call(c.head, head, (h,)), y) / m
+                (answer,) = torch.autograd.grad(loss, leaf)
+                answer[:half] = 0
+                answers.append(answer)
+                c.distil(x, child, y)
+            child = h.detach()
+        for k, c in enumerate(components):
+            h = c.body((given[k].detach(), x) if k > 0 else x)
+            loss = target_loss(c.head(h), y) / m
+            if k < last:
+                torch.autograd.backward([h, loss], [answers[k], None])
+            else:
+                loss.backward()
+            if (b + 1) % m == 0:
+                c._update.step(b // m)
+                if c._head_update is not None:
+                    c._head_update.step(b // m)
+    return weights(oracle)
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_mach2019_sees_the_input_mixes_in_its_student_and_sends_gradients_one_hop(dataset, delay):
+    config = config_of("mach2019", f"delay={delay}", "student.task_weight=0")
+    assert_same(weights(train(config, dataset)), gradients_of_one_hop(config, dataset))
+
+
+def test_raw_input_is_part_of_what_is_counted_and_of_every_window(dataset):
+    plain, joined = (
+        Oracle(config_of("mach2019", *more), dataset).assembly.costs().bodies
+        for more in (["method=mach"], [])
+    )
+    width, features = 12, 10
+    assert joined[0] == plain[0]
+    assert joined[1].params - plain[1].params == (width + features + 1) * width
+
+
 # --- all of them -----------------------------------------------------------------------------
 
 
@@ -222,6 +361,12 @@ def test_every_method_trains(dataset, method):
         ("fdg", "replay=recompute", "replay=stash; got recompute"),
         ("fdg", "optim.correction=rate", "optim.correction=shrink; got rate. Shrinking is what"),
         ("ampnet", "replay=stash", "replay=recompute; got stash"),
+        ("takd", "head.soft=0", "head.soft=more than 0; got 0"),
+        ("takd", "student=none", "student.enabled=true; got False. Windows are"),
+        ("mach2019", "model.raw_input=false", "model.raw_input=true; got False"),
+        ("mach2019", "one_hop=false", "one_hop=true; got False. Its gradients stop"),
+        ("mach2019", "student=none", "student.enabled=true; got False. Half of"),
+        ("mach2019", "student.mix=0", "student.mix=more than 0; got 0"),
         ("dni", "predictor.enabled=false", "predictor.enabled=true; got False"),
         ("synthetic_inputs", "student=none", "student.enabled=true; got False. Bodies learn on"),
         ("synthetic_inputs", "student.mix=0.5", "student.mix=1; got 0.5"),
@@ -231,4 +376,26 @@ def test_a_method_whose_needs_contradict_the_config_is_refused(method, overrides
     with pytest.raises(ConfigError, match=f"method={method}: expected {says}") as refused:
         config_of(method, *overrides.split())
     assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("predictor.enabled=true feedback=0 head.weight=1", "predictor.*expected feedback above 0"),
+        ("predictor.enabled=true schedule=free", "predictor.* schedule=delayed or sync; got free"),
+        ("one_hop=true schedule=free", "one_hop=true: expected schedule=delayed or sync; got free"),
+        ("one_hop=true predictor.enabled=true", "one_hop=true: expected predictor.enabled=false"),
+        ("one_hop=true head.weight=0", "one_hop=true: expected head.weight above 0"),
+        ("head.soft=0.5 schedule=free", "head.soft=0.5: expected schedule=delayed or sync"),
+        ("head.soft=0.5 transport.wire_dtype=int8", "head.soft=0.5: expected transport.wire_dtype"),
+        ("head.soft=2", "head.soft: expected 0 to 1; got 2"),
+        ("model=gpt model.raw_input=true", "model.raw_input=true: expected model=mlp.* got gpt"),
+        ("optim.correction=rate+nesterov", "Corrections do not add up: .* Choose one"),
+        ("optim.shrink=0", "optim.shrink: expected more than 0 and at most 1; got 0"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says) as refused:
+        compose([*overrides.split()])
     assert refused.value.exit_code == 2

@@ -41,6 +41,8 @@ CASES = [
     make(
         3, delay=2, predictor={"enabled": True, "width": 8}, student={"enabled": True, "mix": 0.5}
     ),
+    make(3, delay=1, head={"weight": 0.1, "soft": 0.5}, student={"enabled": True, "soft": 0.5}),
+    make(3, delay=1, head={"weight": 1.0}, one_hop=True, model={"raw_input": True}),
 ]
 
 
@@ -94,7 +96,8 @@ def name(number: int) -> str:
     config = CASES[number]
     if number < len(GRID):
         return f"K{config.components}-d{config.delay}-M{config.accumulate}-{config.replay}"
-    return ["sync", "students", "cut", "bf16", "credits", "predictors"][number - len(GRID)]
+    others = ["sync", "students", "cut", "bf16", "credits", "predictors", "soft", "2019"]
+    return others[number - len(GRID)]
 
 
 @pytest.mark.timeout(300)

@@ -146,22 +146,24 @@ def test_resumed_equals_uninterrupted(tmp_path, schedule, delay, replay, optimiz
         assert mine == theirs
 
 
-def test_predictors_resume_as_everything_else(tmp_path):
-    config = make(
-        3,
-        delay=2,
-        predictor={"enabled": True, "width": 8},
-        student={"enabled": True, "width": 8, "mix": 1.0},
-        checkpoint={"every": 2},
-        report={"wandb": "off"},
-    )
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("predictor", {"predictor": {"enabled": True, "width": 8}, "student": {"mix": 1.0}}),
+        ("before_body", {"optim": {"correction": "prediction"}, "student": {"soft": 0.5}}),
+    ],
+)
+def test_what_a_method_remembers_resumes_as_everything_else(tmp_path, part, values):
+    student = {"enabled": True, "width": 8, **values["student"]}
+    common = {"delay": 2, "checkpoint": {"every": 2}, "report": {"wandb": "off"}}
+    config = make(3, **{**common, **values, "student": student})
     chain(config, clouds(), tmp_path / "whole")
     with pytest.raises(DiedError):
         chain(config, clouds(), tmp_path / "cut", dies_after=4)
     chain(replace(config, resume="auto"), clouds(), tmp_path / "cut")
     checkpoints = [tmp_path / name / "checkpoints" / "step-6" for name in ("whole", "cut")]
     assert_same_tensors(*checkpoints)
-    assert any("predictor." in name for name in stored_tensors(checkpoints[0]))
+    assert any(f"{part}." in name for name in stored_tensors(checkpoints[0]))
 
 
 def test_the_stash_is_no_other_algorithm_after_a_resume(tmp_path):

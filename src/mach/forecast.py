@@ -119,8 +119,9 @@ def forecast(config: Config, durations: Sequence[Durations], lanes: int) -> Fore
                 stale[k][b] = staleness
                 sent_s = began_s + (d.bare_forward_s if staleness else d.forward_s)
                 ups[k][b], after_s = sent_s, sent_s + d.distil_s
-                if config.unlocked and k < last:  # it learns at once, and so answers at once
-                    after_s += d.backward_s
+                if config.unlocked and k < last:
+                    after_s += d.backward_s  # it learns at once
+                if config.answers and k < last:
                     downs[k][b] = after_s
             case Backward(b):
                 if k < last and config.feedback > 0:
@@ -131,6 +132,7 @@ def forecast(config: Config, durations: Sequence[Durations], lanes: int) -> Fore
                 after_s = began_s
                 if not (config.unlocked and k < last):
                     after_s += d.late_backward_s if late else d.backward_s
+                if not (config.answers and k < last):
                     downs[k][b] = after_s
             case Step():
                 after_s = began_s + d.step_s

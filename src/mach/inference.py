@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mach import checkpoint, runfolder
 from mach.component import Component
+from mach.component.join import enter
 from mach.config import Config, SequenceConfig
 from mach.configfile import load
 from mach.data import Dataset, open_dataset
@@ -48,7 +49,7 @@ class Window(nn.Module):
         """
         h = x if self.student is None else self.student(x)
         for body in self.bodies:
-            h = body(h)
+            h = body(enter(body, h, x))
         logits_NC: Tensor = self.head(h)
         return logits_NC
 
@@ -70,7 +71,7 @@ class Exits(nn.Module):
         h = x if self.student is None else self.student(x)
         logits = []
         for body, head in zip(self.bodies, self.heads, strict=True):
-            h = body(h)
+            h = body(enter(body, h, x))
             logits.append(head(h))
         return logits
 

@@ -75,17 +75,19 @@ class Optimizer:
         for_muon = [p for n, p in self._stepped.items() if n in taken]
         rest = [p for n, p in self._stepped.items() if n not in taken]
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
+        nesterov = config.correction == "nesterov"
         if for_muon:
             on_cpu = for_muon[0].device.type == "cpu"
             muon = (Muon if on_cpu else torch.optim.Muon)(
                 for_muon,
                 lr=config.muon_lr,
                 weight_decay=config.weight_decay,
-                momentum=config.muon_momentum,
+                momentum=config.look_ahead if nesterov else config.muon_momentum,
             )
             self._optimizers.append((muon, config.muon_lr))
         if rest:
-            self._optimizers.append((_first_order(rest, config), config.lr))
+            discount = 1 - config.look_ahead if nesterov and config.name == "sgd" else 1.0
+            self._optimizers.append((_first_order(rest, config), config.lr * discount))
 
     def step(self, index: int) -> Tensor:
         """Clip, take step `index` (0 is the first), clear. Returns the norm before clipping."""
@@ -190,12 +192,22 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
 
 def _first_order(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     # fused: one kernel for all parameters instead of a Python loop; on CPU as well.
+    nesterov = config.correction == "nesterov"
+    if nesterov and config.name != "sgd":  # it has no fused kernel
+        return torch.optim.NAdam(
+            parameters,
+            lr=config.lr,
+            betas=(config.look_ahead, 0.999),
+            weight_decay=config.weight_decay,
+            decoupled_weight_decay=True,
+        )
     if config.name == "sgd":
+        momentum = config.look_ahead if nesterov else config.momentum
         return torch.optim.SGD(
             parameters,
             lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
+            momentum=momentum,
+            nesterov=momentum > 0,
             weight_decay=config.weight_decay,
             fused=True,
         )

@@ -9,7 +9,8 @@ Edges to the child are built before those to the parent, so the chain comes up f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -61,12 +62,23 @@ class Channels:
 
 
 def links(
-    activations: list[TensorSpec], credits: int, feedback: float, wire_dtype: str = "float32"
+    activations: list[TensorSpec],
+    credits: int,
+    feedback: float,
+    wire_dtype: str = "float32",
+    beside: int = 0,
 ) -> list[Link]:
-    """The links of a chain from the output of each component (batch dimension included)."""
+    """The links of a chain from the output of each component (batch dimension included).
+
+    Args:
+        beside: numbers that go down with the gradient of each sample; then both are one row.
+    """
     out = []
     for k, spec in enumerate(activations[:-1]):
-        down = Edge(k + 1, k, spec, credits, wire_dtype) if feedback > 0 else None
+        back = spec
+        if beside:
+            back = replace(spec, shape=(spec.shape[0], prod(spec.shape[1:]) + beside))
+        down = Edge(k + 1, k, back, credits, wire_dtype) if feedback > 0 else None
         out.append(Link(Edge(k, k + 1, spec, credits, wire_dtype), down))
     return out
 

@@ -11,18 +11,22 @@ notebook as it does in a rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from mach.component.compensation import compensated
 from mach.component.compiled import as_written, compile_in_place
-from mach.component.losses import scale_gradient, target_loss
+from mach.component.losses import scale_gradient
 from mach.component.modes import Modes
+from mach.component.network import Network, Run
+from mach.component.prediction import WeightPrediction
 from mach.component.predictor import GradientPredictor
+from mach.component.soft import SoftTargets
 from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.updates import Update
@@ -46,6 +50,13 @@ class Component:
         mix: float = 0.0,
         predictor: GradientPredictor | None = None,
         predicted: bool = False,
+        soft: SoftTargets | None = None,
+        student_soft: SoftTargets | None = None,
+        teaches: bool = False,
+        one_hop: bool = False,
+        compensation: float = 0.0,
+        predict: str = "nothing",
+        ahead: float = 0.0,
         feedback: float = 0.0,
         accumulate: int = 1,
         replay: str = "recompute",
@@ -66,6 +77,17 @@ class Component:
                 top, or where it learns from the gradient itself.
             predicted: whether the child has one. To learn from, a gradient at the student's guess
                 will do, which the child's body could not be given.
+            soft: how the head listens to the parent's logits; None does not.
+            student_soft: how the student listens to what body and head say of the child's own
+                activation.
+            teaches: whether `logits` is kept for the child.
+            one_hop: the child is given the gradient of the head's loss alone, at once; the parent's
+                goes no further.
+            compensation: lambda of DC-ASGD: of late gradients of the weights under `stash`, of the
+                parent's under `recompute`; 0 leaves them as they come.
+            predict: what is made with predicted weights: `nothing`, `forward` (what is sent up,
+                with those of its backward) or `backward` (the gradient for the child).
+            ahead: for how many steps weights are predicted in the backward.
             feedback: gamma, factor on the gradient returned to the child; at 0 it is not computed,
                 as at the bottom, which has no child.
             accumulate: M, microbatches per step.
@@ -74,23 +96,32 @@ class Component:
             compiled: train with compiled modules; `rehearse` compiles them.
         """
         self.body, self.head, self.student, self.predictor = body, head, student, predictor
-        self._chain_modes = Modes(body, head)
         self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
-        self._targets = targets
         self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
-        self._predicted = predicted
+        self._predicted, self._one_hop = predicted, one_hop
+        self._student_soft = student_soft
+        self.soft, self.teaches = soft, teaches
+        self.logits: Tensor | None = None
+        """What the head said of the microbatch that was back-propagated last, if it teaches."""
+        self._compensation, self._ahead = compensation, ahead
+        self.predictions: dict[str, WeightPrediction] = {}
+        if predict == "forward":
+            self.predictions = {"body": WeightPrediction(body)}
+        elif predict == "backward" and ahead > 0:
+            self.predictions = {"body": WeightPrediction(body), "head": WeightPrediction(head)}
         self._accumulate = accumulate
         self._stash = WeightStash(body) if replay == "stash" else None
         self._device = next(chain(head.parameters(), body.parameters())).device
-        self._autocast = precision == "bf16"
+        autocast = self._device if precision == "bf16" else None
+        self._net = Network(body, head, targets, autocast)
         self._compiled = compiled
         if compiled:
             compile_in_place(body, head, *([] if student is None else [student.network]))
         self.version = 0
         self.pending: dict[Hashable, Pending] = {}
         self.gradient_norm: Tensor = torch.zeros((), device=self._device)
-        self.totals = self._zero_totals()
+        self.totals = StepTotals.zero(self._device)
 
     # --- training ------------------------------------------------------------------------
 
@@ -102,7 +133,7 @@ class Component:
         Args:
             microbatch: its number or name, by which `backward` finds it again.
             inputs: the child's activation, or the raw input at the bottom.
-            x: raw input, where a student needs it.
+            x: raw input, where a student or the body needs it.
             y: targets as the data has them.
             staleness: optimizer steps that will come before its backward; at 0 the graph is kept.
         """
@@ -113,24 +144,35 @@ class Component:
         inputs = inputs.detach().requires_grad_(self._feedback > 0)
         output, weights = None, None
         if staleness == 0:
-            output = self._run(self.body, inputs)
+            output = self._net.activation(inputs, x)
         elif self._stash is not None:
             weights = self._stash.present()
-            output = self._run(partial(self._stash.forward, weights), inputs)
-        self.pending[microbatch] = Pending(inputs, output, y, self.version, weights, from_student)
+            output = self._net.activation(inputs, x, partial(self._stash.forward, weights))
+        raw = x if self._net.joins else None
+        work = Pending(inputs, output, y, self.version, weights, from_student, raw)
+        self.pending[microbatch] = work
         if output is not None:
             return output.detach()
         with torch.no_grad():
-            return self._run(self.body, inputs)
+            h = self._net.activation(inputs, x, self._at_its_backward(staleness))
+        if self._compensation:
+            work.sent = h
+        return h
 
     def backward(
-        self, microbatch: Hashable, gradient: Tensor | None, *, alone: bool = False
+        self,
+        microbatch: Hashable,
+        gradient: Tensor | None,
+        larger: Tensor | None = None,
+        *,
+        alone: bool = False,
     ) -> Tensor | None:
         """Back-propagate a microbatch.
 
         Args:
             microbatch: one that `forward` has seen and `backward` has not.
             gradient: G from the parent [B, ...]; None at the top or where the chain is cut.
+            larger: the parent's logits, N x C of them, where the head listens to them.
             alone: no gradient will come where one should: the body feels its head in full.
 
         Returns:
@@ -140,26 +182,38 @@ class Component:
         if self.predictor is not None:
             self._teach(self.predictor, work, gradient)
             return None
-        h = work.output if work.output is not None else self._replay(work.inputs)
-        return self._gather(work, h, gradient, 1.0 if alone else self._head_weight)
+        h = work.output if work.output is not None else self._replay(work)
+        if work.sent is not None and gradient is not None:
+            scale = len(h) * self._accumulate  # a sample's own loss is divided by that
+            moved = h.detach() - work.sent
+            gradient = compensated(gradient, moved, self._compensation, scale)
+        weight = 1.0 if alone else self._head_weight
+        child_gradient = self._gather(work, h, gradient, weight, larger)
+        return None if self._one_hop else child_gradient
 
     @property
     def answers(self) -> bool:
         """Whether the child's gradient comes from `answer`, rather than from `backward`."""
-        return self.predictor is not None
+        return self.predictor is not None or self._one_hop
 
     def answer(self, microbatch: Hashable) -> Tensor | None:
-        """Back-propagate a microbatch that has just been forwarded, with a predicted gradient.
+        """What the child is given for a microbatch that has just been forwarded.
+
+        With a predictor the body learns from it, too, and `backward` only teaches the predictor.
 
         Returns:
-            As `backward`, which will only teach the predictor.
+            As `backward`.
         """
-        assert self.predictor is not None
         work = self.pending[microbatch]
+        if self.predictor is None:
+            if not work.inputs.requires_grad:
+                return None
+            loss = partial(self._weighted_loss, work.y, self._head_weight)
+            return self._for_child(work, self._net.input_gradient(work.inputs, work.x, loss))
         h = work.output
-        assert h is not None, "what is learnt from at once is not stale"
+        assert h is not None, "what is learnt from at once is not late"
         work.output = h.detach()
-        guess = self.predictor.predict(h, self._targets(work.y))
+        guess = self.predictor.predict(h, self.targets(work.y))
         return self._gather(work, h, guess, self._head_weight)
 
     def distil(self, x: Tensor, child: Tensor, y: Tensor) -> None:
@@ -171,6 +225,8 @@ class Component:
 
     def step(self) -> None:
         """Take one optimizer step with the gradients gathered since the last."""
+        for prediction in self.predictions.values():
+            prediction.remember()
         self.gradient_norm = self._update.step(self.version)
         if self._head_update is not None:
             self._head_update.step(self.version)
@@ -193,13 +249,13 @@ class Component:
         mix, self._mix = self._mix, 0.0
         try:
             with torch.random.fork_rng(devices=gpus), self._modes.uncounted():
-                for staleness in (0,) if self.answers else (0, 1):
+                for staleness in (0,) if self.predictor is not None else (0, 1):
                     h = self.forward("rehearsal", inputs, x, y, staleness)
                     if self.answers:
                         self.answer("rehearsal")
-                        del self.pending["rehearsal"]
-                    else:
+                    if self.predictor is None:
                         self.backward("rehearsal", torch.zeros_like(h))
+                self.pending.clear()
                 if self.student is not None:
                     self._gather_distillation(x, inputs, y)
         except Exception as error:
@@ -212,7 +268,7 @@ class Component:
             self._mix = mix
         for module in self.modules().values():
             module.zero_grad()
-        self.totals = self._zero_totals()
+        self.totals = StepTotals.zero(self._device)
 
     def forget_gradients(self) -> None:
         """Drop what was gathered since the last step: a component that has taken all its steps
@@ -232,31 +288,37 @@ class Component:
     # --- inference -----------------------------------------------------------------------
 
     @torch.no_grad()
-    def infer(self, inputs: Tensor) -> Tensor:
-        """h for the child's activation, with nothing remembered."""
-        with self._as_written(), self._modes.inference():
-            return self._run(self.body, inputs)
+    def infer(self, inputs: Tensor, x: Tensor | None = None) -> Tensor:
+        """h for the child's activation, with nothing remembered. x: raw input, where needed."""
+        with self.evaluating():
+            return self._net.activation(inputs, x)
 
     @torch.no_grad()
     def imitate_child(self, x: Tensor) -> Tensor:
         """The student's guess at the child's activation: where a window begins."""
         assert self.student is not None
-        with self._as_written(), self._modes.inference():
-            return self._run(self.student.imitate, x)
+        with self.evaluating(), self._net.precision():
+            return self.student.imitate(x)
 
     @torch.no_grad()
     def predict(self, h: Tensor) -> Tensor:
         """Logits [N, C] of the head."""
+        with self.evaluating():
+            return self._net.logits(h)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In here the modules run as at inference, uncompiled."""
         with self._as_written(), self._modes.inference():
-            return self._run(self.head, h)
+            yield
 
     def targets(self, y: Tensor) -> Tensor:
         """The N targets of the head's logits."""
-        return self._targets(y)
+        return self._net.targets(y)
 
     def read_totals(self) -> StepTotals:
         """Sums since the last call."""
-        totals, self.totals = self.totals, self._zero_totals()
+        totals, self.totals = self.totals, StepTotals.zero(self._device)
         return totals
 
     def modules(self) -> dict[str, nn.Module]:
@@ -266,83 +328,105 @@ class Component:
             named["student"] = self.student.network
         if self.predictor is not None:
             named["predictor"] = self.predictor.network
+        for name, prediction in self.predictions.items():
+            named[f"before_{name}"] = prediction
         return named
 
     # --- details -------------------------------------------------------------------------
 
     def _gather(
-        self, work: Pending, h: Tensor, gradient: Tensor | None, weight: float
+        self,
+        work: Pending,
+        h: Tensor,
+        gradient: Tensor | None,
+        weight: float,
+        larger: Tensor | None = None,
     ) -> Tensor | None:
         """Gather the gradient of weight CE(g(h), y) + <h, gradient>. Returns the child's."""
-        loss = self._head_loss(scale_gradient(h, weight), work.y)
+        logits = self._net.logits(scale_gradient(h, weight))
+        loss = self._net.loss(logits, work.y, self.soft, larger)
+        if self.teaches:
+            self.logits = logits.detach()
         roots: list[Tensor] = [loss / self._accumulate]
         seeds: list[Tensor | None] = [None]
         if gradient is not None:
             roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
         # A checkpointed block is run once more inside of this.
-        with self._gathering(work.weights), self._chain_modes.uncounted():
+        with self._gathering(work.weights), self._net.modes.uncounted():
             torch.autograd.backward(roots, seeds)
-        self._count(loss, self.version - work.version)
+        self.totals.count(loss, self.version - work.version)
         child_gradient = work.inputs.grad
         if child_gradient is None:
             return None
+        if self._ahead and self.predictions:
+            child_gradient = self._net.input_gradient(
+                work.inputs,
+                work.x,
+                partial(self._weighted_loss, work.y, weight, larger=larger),
+                gradient,
+                *(partial(self.predictions[part].run, self._ahead) for part in ("body", "head")),
+            )
+        return self._for_child(work, child_gradient)
+
+    def _for_child(self, work: Pending, gradient: Tensor) -> Tensor:
+        """What the child is given of the gradient of this component's inputs."""
         if work.from_student and not self._predicted:
-            child_gradient[: work.from_student] = 0
-        return child_gradient if self._feedback == 1 else child_gradient * self._feedback
+            gradient[: work.from_student] = 0
+        return gradient if self._feedback == 1 else gradient * self._feedback
+
+    def _weighted_loss(
+        self, y: Tensor, weight: float, logits: Tensor, larger: Tensor | None = None
+    ) -> Tensor:
+        return self._net.loss(logits, y, self.soft, larger) * (weight / self._accumulate)
+
+    def _at_its_backward(self, steps: int) -> Run | None:
+        """What runs the body with the weights that it will have then, where they are predicted for
+        forwards."""
+        if "body" not in self.predictions or self._ahead:
+            return None
+        return partial(self.predictions["body"].run, steps)
 
     def _teach(self, predictor: GradientPredictor, work: Pending, gradient: Tensor | None) -> None:
         """Train the predictor on the gradient that its guess was made for."""
         assert work.output is not None
         if gradient is None:
             return
-        self.totals.predictor_loss += predictor.learn(work.output, self._targets(work.y), gradient)
+        self.totals.predictor_loss += predictor.learn(work.output, self.targets(work.y), gradient)
         self.totals.predictions += 1
 
     def _gather_distillation(self, x: Tensor, child: Tensor, y: Tensor) -> Tensor:
         assert self.student is not None
 
-        def task_loss(imitated: Tensor) -> Tensor:
-            return self._head_loss(self.body(imitated), y)
+        def say(h: Tensor) -> Tensor:
+            return self._net.logits(self._net.activation(h, x))
 
-        with self._chain_modes.uncounted():
-            return self.student.gather(x, child, task_loss, self._precision())
+        def task_loss(imitated: Tensor) -> Tensor:
+            larger = None
+            if self._student_soft is not None:
+                with torch.no_grad():
+                    larger = say(child)
+            return self._net.loss(say(imitated), y, self._student_soft, larger)
+
+        with self._net.modes.uncounted():
+            return self.student.gather(x, child, task_loss, self._net.precision())
 
     def _as_written(self) -> AbstractContextManager[object]:
         return as_written() if self._compiled else nullcontext()
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if not self._autocast:
-            return nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
 
     def _gathering(self, weights: Version | None) -> AbstractContextManager[object]:
         if weights is None:
             return nullcontext()
         assert self._stash is not None
+        if self._compensation:
+            adjust = partial(compensated, strength=self._compensation, scale=self._accumulate)
+            return self._stash.adjusting(weights, adjust)
         return self._stash.lending(weights)
 
-    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        with self._precision():
-            return function(x)
-
-    def _replay(self, inputs: Tensor) -> Tensor:
-        with self._chain_modes.uncounted():
-            return self._run(self.body, inputs)
-
-    def _head_loss(self, h: Tensor, y: Tensor) -> Tensor:
-        return target_loss(self._run(self.head, h), self._targets(y))
+    def _replay(self, work: Pending) -> Tensor:
+        with self._net.modes.uncounted():
+            return self._net.activation(work.inputs, work.x)
 
     def _mixed(self, inputs: Tensor, x: Tensor, rows: int) -> Tensor:
         mixed = inputs.clone()
         mixed[:rows] = self.imitate_child(x[:rows])
         return mixed
-
-    def _count(self, loss: Tensor, staleness: int) -> None:
-        self.totals.loss += loss.detach()
-        self.totals.backwards += 1
-        self.totals.staleness += staleness
-        self.totals.staleness_max = max(self.totals.staleness_max, staleness)
-
-    def _zero_totals(self) -> StepTotals:
-        zero = torch.zeros((), device=self._device)
-        return StepTotals(zero, zero.clone(), zero.clone())

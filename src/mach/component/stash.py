@@ -8,9 +8,10 @@ the one gradient that the optimizer reads, and nothing is copied back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -42,6 +43,19 @@ class WeightStash:
     def advance(self) -> None:
         """The weights have moved: the next version begins."""
         self._present = None
+
+    @contextmanager
+    def adjusting(
+        self, version: Version, adjust: Callable[[Tensor, Tensor], Tensor]
+    ) -> Iterator[None]:
+        """As `lending`; adds adjust(gradient, present weights - those of the version)."""
+        yield
+        with torch.no_grad():
+            for name, parameter in self._module.named_parameters():
+                gradient, version[name].grad = version[name].grad, None
+                if gradient is not None:
+                    added = adjust(gradient, parameter - version[name])
+                    parameter.grad = added if parameter.grad is None else parameter.grad + added
 
     @contextmanager
     def lending(self, version: Version) -> Iterator[None]:

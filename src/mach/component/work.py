@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mach.component.stash import Version
@@ -24,6 +25,10 @@ class Pending:
     """The version of the body that `output` was made with; None where it is the body's own."""
     from_student: int
     """Leading rows of `inputs` that the student made; the child gets no gradient for them."""
+    x: Tensor | None = None
+    """Raw input, where the body is given it as well."""
+    sent: Tensor | None = None
+    """h as the parent has seen it, where its gradient is to be compensated."""
 
 
 @dataclass(slots=True)
@@ -38,3 +43,16 @@ class StepTotals:
     predictions: int = 0
     staleness: int = 0
     staleness_max: int = 0
+
+    @classmethod
+    def zero(cls, device: torch.device) -> StepTotals:
+        """Nothing seen yet."""
+        zero = torch.zeros((), device=device)
+        return cls(zero, zero.clone(), zero.clone())
+
+    def count(self, loss: Tensor, staleness: int) -> None:
+        """A microbatch has been back-propagated."""
+        self.loss += loss.detach()
+        self.backwards += 1
+        self.staleness += staleness
+        self.staleness_max = max(self.staleness_max, staleness)

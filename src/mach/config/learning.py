@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mach.config.checks import at_least, one_of, within
 from mach.errors import ConfigError
 
-CORRECTIONS = ("none", "rate", "shrink")
+CORRECTIONS = ("none", "rate", "shrink", "prediction", "compensation", "nesterov")
 
 
 @dataclass
@@ -18,9 +18,17 @@ class HeadConfig:
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
     so at 0 it is a probe: every exit can be used and the chain does not know of it. The top
     component always has 1."""
+    soft: float = 0.0
+    """alpha: how much a head listens to its parent's logits, which then come down with the
+    gradient, rather than to the labels."""
+    temperature: float = 4.0
+    """Of the soft targets that heads and students listen to."""
 
     def __post_init__(self) -> None:
         at_least("head.weight", self.weight, 0)
+        within("head.soft", self.soft, 0, 1)
+        if not self.temperature > 0:
+            raise ConfigError(f"head.temperature: expected more than 0; got {self.temperature}")
 
 
 @dataclass
@@ -37,6 +45,9 @@ class StudentConfig:
     """Peak learning rate of the student's AdamW."""
     task_weight: float = 1.0
     """mu: weight of the task loss through the frozen body and head."""
+    soft: float = 0.0
+    """How much the task loss listens to what body and head say of the child's own activation,
+    rather than to the labels."""
     mix: float = 0.0
     """Fraction of every microbatch whose input to the body is the student's (the 2019 algorithm).
     It cost the chain 12 points in our trial; above 0 the chain is no longer undisturbed."""
@@ -46,6 +57,7 @@ class StudentConfig:
         at_least("student.depth", self.depth, 0)
         at_least("student.lr", self.lr, 0)
         at_least("student.task_weight", self.task_weight, 0)
+        within("student.soft", self.soft, 0, 1)
         within("student.mix", self.mix, 0, 1)
 
 
@@ -56,6 +68,7 @@ class PredictorConfig:
     comes. Its matrices are stepped by AdamW, as students are."""
 
     enabled: bool = False
+    """Whether components below the top have one, and learn from its guesses alone."""
     labels: bool = True
     """Whether it knows the labels (of text: the next tokens). Without them it can only predict the
     mean over all labels, and on images falls far behind."""
@@ -102,11 +115,24 @@ class OptimConfig:
     rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021);
     shrink: `shrink` to the power of the hops that a gradient has come down (FDG, Zhuang et al.
     2021). Under sgd the gradient shrinks; muon and adamw divide by its size, so there the rate
-    does."""
+    does;
+    prediction: activations or gradients are made with the weights their maker will have when they
+    are used, see `predict` (SpecTrain, Chen et al. 2018; PipeOptim, Guan et al. 2025);
+    compensation: g + lambda g g (now - then), see `compensation` (DC-ASGD, Zheng et al. 2017);
+    nesterov: momentum `look_ahead`, and gradients count 1 - look_ahead (Ajanthan et al. 2025):
+    NAdamW for adamw and for what muon leaves, Nesterov momentum for muon and sgd."""
     correction_fraction: float = 0.3
     """rate: fraction of the steps over which it is annealed away."""
     shrink: float = 0.5
     """shrink: beta, the factor per hop."""
+    predict: str = "backward"
+    """prediction: backward (the gradient for the child, with the weights at the mean time of its
+    use below) or forward (the activation for the parent, with the weights of its own backward)."""
+    compensation: float = 0.04
+    """compensation: lambda. Under replay=stash a late gradient of the weights is compensated for
+    their way since the forward; under recompute the parent's gradient for the activation's."""
+    look_ahead: float = 0.99
+    """nesterov: momentum of SGD and Muon, beta1 of NAdamW."""
     precision: str = "fp32"
     """fp32, or bf16: autocast of body, head and student."""
 
@@ -129,6 +155,10 @@ class OptimConfig:
                 "run was worse than with one (Ajanthan et al., 2025). Choose one."
             )
         one_of("optim.correction", self.correction, CORRECTIONS)
+        one_of("optim.predict", self.predict, ("backward", "forward"))
+        at_least("optim.compensation", self.compensation, 0)
+        if not 0 <= self.look_ahead < 1:
+            raise ConfigError(f"optim.look_ahead: expected 0 to below 1; got {self.look_ahead}")
         if not 0 < self.shrink <= 1:
             raise ConfigError(
                 f"optim.shrink: expected more than 0 and at most 1; got {self.shrink}. To cut the "

@@ -88,6 +88,54 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     ),
     "ampnet": (_GRADIENT, _PRESENT_WEIGHTS),
     "dni": (_GRADIENT, _PREDICTOR),
+    "takd": (
+        _GRADIENT,
+        Need(
+            "head.soft",
+            "more than 0",
+            lambda c: c.head.soft > 0,
+            "Every exit listens to the next larger one.",
+        ),
+        Need(
+            "student.enabled",
+            "true",
+            lambda c: c.student.enabled,
+            "Windows are what it distils into.",
+        ),
+        Need(
+            "student.soft",
+            "more than 0",
+            lambda c: c.student.soft > 0,
+            "Every window listens to the exit it ends at.",
+        ),
+    ),
+    "mach2019": (
+        _GRADIENT,
+        Need(
+            "model.raw_input",
+            "true",
+            lambda c: c.model.raw_input,
+            "Its components see the raw input beside their child's activation.",
+        ),
+        Need(
+            "one_hop",
+            "true",
+            lambda c: c.one_hop,
+            "Its gradients stop at the child; method=mach passes them on.",
+        ),
+        Need(
+            "student.enabled",
+            "true",
+            lambda c: c.student.enabled,
+            "Half of each batch goes through the student.",
+        ),
+        Need(
+            "student.mix",
+            "more than 0",
+            lambda c: c.student.mix > 0,
+            "Half of each batch goes through the student.",
+        ),
+    ),
     "synthetic_inputs": (
         _GRADIENT,
         _PREDICTOR,

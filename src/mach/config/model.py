@@ -24,12 +24,20 @@ class ModelConfig:
     """Where the network is cut: equal (numbers of blocks), params, time (measured before the run),
     or the number of blocks of each component, as in [3,2,2,2]. What params and time find is kept
     in the run's config as such a list."""
+    raw_input: bool = False
+    """Every component above the first sees the raw input beside its child's activation: one linear
+    layer takes both in one vector, before its blocks. Only mlp."""
     compile: bool = False
     """torch.compile body, head and student of every component."""
     checkpointing: bool = False
     """Keep no activations inside a body's blocks; compute them again in the backward pass."""
 
     def __post_init__(self) -> None:
+        if self.raw_input and self.name != "mlp":
+            raise ConfigError(
+                "model.raw_input=true: expected model=mlp, whose activations are vectors that an "
+                f"input can be joined to; got {self.name}. Set model.raw_input=false."
+            )
         at_least("model.blocks", self.blocks, 1)
         if self.depth is not None:
             at_least("model.depth", self.depth, 1)

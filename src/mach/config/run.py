@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from mach.config.checks import at_least, one_of
+from mach.config.conflicts import check_parts
 from mach.config.data import DataConfig, DigitsConfig
 from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
 from mach.config.methods import check_method
@@ -43,6 +44,9 @@ class Config:
     """M: microbatches per optimizer step."""
     feedback: float = 1.0
     """gamma: factor on the gradient a parent returns to its child; 0 cuts the chain."""
+    one_hop: bool = False
+    """The gradient a parent returns is that of its own head's loss alone, sent with its forward;
+    the one it gets from above goes no further (the 2019 code)."""
     replay: str = "recompute"
     """recompute the forward at the present weights, or stash the weight versions in flight."""
     steps: int = 500
@@ -106,7 +110,7 @@ class Config:
                 "head.weight: expected more than 0 because feedback=0 leaves the bodies below the "
                 "top with no other gradient; got 0. Set head.weight=1."
             )
-        self._check_predictor()
+        check_parts(self)
         check_method(self)
 
     @property
@@ -137,9 +141,14 @@ class Config:
         return self.predictor.enabled
 
     @property
+    def answers(self) -> bool:
+        """Whether a parent answers at once, without a word from above."""
+        return self.unlocked or self.one_hop
+
+    @property
     def reach(self) -> int:
         """From how many hops above a gradient comes: from the top, or from the parent alone."""
-        return 1 if self.unlocked else max(1, self.components - 1)
+        return 1 if self.answers else max(1, self.components - 1)
 
     def staleness(self, k: int) -> float:
         """tau_k: age in optimizer steps of the gradient that component k learns from."""
@@ -147,6 +156,25 @@ class Config:
             return 0.0
         components, delay = self.components, self.effective_delay
         return staleness(components, k, delay, self.accumulate, self.reach)
+
+    @property
+    def compensation(self) -> float:
+        """lambda of DC-ASGD where gradients are compensated, else 0."""
+        asked = self.optim.correction == "compensation" and self.effective_delay > 0
+        return self.optim.compensation if asked else 0.0
+
+    @property
+    def predict(self) -> str:
+        """What is made with predicted weights: nothing, forward or backward."""
+        asked = self.optim.correction == "prediction" and self.effective_delay > 0
+        return self.optim.predict if asked else "nothing"
+
+    def ahead(self, k: int) -> float:
+        """Optimizer steps that component k takes until its gradients are used: mean over those
+        below it, to which a gradient takes `delay` microbatches for every hop."""
+        hops = (k + 1) / 2 if k > 0 else 0
+        steps = hops * self.effective_delay / self.accumulate
+        return steps if self.predict == "backward" else 0.0
 
     @property
     def gradient_factor(self) -> float:
@@ -213,21 +241,6 @@ class Config:
             raise ConfigError(
                 "launch=inprocess: expected faults=none, as there is no process of a component "
                 f"that could fail; got faults={self.faults.kind}. Set launch=gang."
-            )
-
-    def _check_predictor(self) -> None:
-        if not self.predictor.enabled:
-            return
-        if self.feedback == 0:
-            raise ConfigError(
-                "predictor.enabled=true: expected feedback above 0, as predictors learn from the "
-                "parents' gradients; got 0. Set feedback=1."
-            )
-        if self.schedule == "free":
-            raise ConfigError(
-                "predictor.enabled=true: expected schedule=delayed or sync; got free, under which "
-                "a component that gets no gradient learns from its local loss. Set "
-                "schedule=delayed."
             )
 
     def _check_cut(self) -> None:

@@ -125,6 +125,10 @@ class ReportConfig:
 
     every: int = 50
     """Optimizer steps between two logged lines."""
+    salience: int = 0
+    """Optimizer steps between two looks at how much each component leans on its child, its student
+    or the raw input (see mach.component.salience); 0 does not look. One look costs about as much as
+    60 backwards of a microbatch."""
     wandb: str = "auto"
     """auto (online if logged in, else offline), online, offline, off."""
     project: str = "mach"
@@ -151,6 +155,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         at_least("report.every", self.every, 1)
         at_least("report.trace", self.trace, 0)
+        at_least("report.salience", self.salience, 0)
         one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
         one_of("report.artifacts", self.artifacts, ("online", "always", "off"))
         at_least("report.finish_timeout_s", self.finish_timeout_s, 0)

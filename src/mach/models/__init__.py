@@ -7,6 +7,7 @@ from mach.models.build import (
     build_student,
     cost,
     family_of,
+    targets_of_a_sample,
 )
 from mach.models.family import Family
 from mach.models.precision import autocast_dtypes
@@ -20,4 +21,5 @@ __all__ = [
     "build_student",
     "cost",
     "family_of",
+    "targets_of_a_sample",
 ]

@@ -46,11 +46,19 @@ def seeded(seed: int, role: str, index: int, build: Callable[[], nn.Module]) -> 
         return build()
 
 
-def build_body(family: Family, blocks: range, seed: int) -> nn.Sequential:
-    """The slice `blocks` of the network; the slice that has block 0 begins with the stem."""
+def build_body(
+    family: Family, blocks: range, seed: int, below: TensorSpec | None = None
+) -> nn.Sequential:
+    """The slice `blocks` of the network; the slice that has block 0 begins with the stem.
+
+    Args:
+        below: activation of the child, where it is joined with the raw input.
+    """
     parts: list[tuple[str, nn.Module]] = []
     if blocks.start == 0:
         parts.append(("stem", seeded(seed, "stem", 0, family.stem)))
+    elif below is not None:
+        parts.append(("join", seeded(seed, "join", blocks.start, partial(family.join, below))))
     slice_ = family.slice(blocks, partial(seeded, seed))
     parts += [(f"block{i}", block) for i, block in zip(blocks, slice_, strict=True)]
     body = nn.Sequential()
@@ -81,10 +89,7 @@ def build_predictor(
     Raises:
         ConfigError: it is to know the labels, and they do not fit the activation.
     """
-    task = family.task
-    tokens = not task.sample.dtype.is_floating_point
-    y = torch.zeros((1, *task.sample.shape) if tokens else (1,), dtype=torch.int64)
-    labels = family.targets(y).numel()
+    task, labels = family.task, targets_of_a_sample(family)
     return seeded(
         config.seed,
         "predictor",
@@ -93,15 +98,28 @@ def build_predictor(
     )
 
 
-def cost(module: nn.Module, sample: TensorSpec, beside: nn.Module | None = None) -> tuple[int, int]:
+def targets_of_a_sample(family: Family) -> int:
+    """How many targets a sample has: one, or of a text one for each position."""
+    sample = family.task.sample
+    tokens = not sample.dtype.is_floating_point
+    y = torch.zeros((1, *sample.shape) if tokens else (1,), dtype=torch.int64, device="cpu")
+    return family.targets(y).numel()
+
+
+def cost(
+    module: nn.Module, *samples: TensorSpec, beside: nn.Module | None = None
+) -> tuple[int, int]:
     """Parameters, and forward FLOPs per sample, of a module on the default device: as a rule meta.
 
-    Parameters that it shares with `beside` are not counted.
+    Args:
+        samples: what it takes; of more than one it is given a tuple.
+        beside: parameters that it shares with this one are not counted.
     """
     rows = 2  # a batch norm needs more than one value of a channel
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(torch.zeros((rows, *sample.shape), dtype=sample.dtype))
+        zeros = tuple(torch.zeros((rows, *s.shape), dtype=s.dtype) for s in samples)
+        module(zeros if len(zeros) > 1 else zeros[0])
     shared = set() if beside is None else set(beside.parameters())
     params = sum(p.numel() for p in module.parameters() if p not in shared)
     return params, counter.get_total_flops() // rows

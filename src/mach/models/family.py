@@ -68,6 +68,10 @@ class Family(ABC):
         """The head on the output of the first `end` blocks."""
         return self.head(activation)
 
+    def join(self, activation: TensorSpec) -> nn.Module:
+        """From a child's activation and the raw input, as a pair, to such an activation."""
+        raise AssertionError("the config has refused it")
+
     @abstractmethod
     def student(self, activation: TensorSpec, config: StudentConfig) -> nn.Module:
         """From the raw input to a guess at a component's output [B, *activation.shape]."""

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from mach.component.join import Join
 from mach.config import MlpConfig, StudentConfig
 from mach.metrics import Task
 from mach.models.family import Family
@@ -81,6 +82,13 @@ class Mlp(Family):
     def head(self, activation: TensorSpec) -> nn.Module:
         width = prod(activation.shape)
         return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.task.classes))
+
+    def join(self, activation: TensorSpec) -> nn.Module:
+        size, table = prod(self.task.sample.shape), None
+        if not self.task.sample.dtype.is_floating_point:
+            table = nn.Embedding(self.task.classes, self._config.embedding)
+            size *= self._config.embedding
+        return Join(self._config.width, size, table)
 
     def student(self, activation: TensorSpec, config: StudentConfig) -> nn.Module:
         blocks = [ResidualBlock(config.width, 4 * config.width) for _ in range(config.depth)]

@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from mach.channels import Link, links
 from mach.component import Component, GradientPredictor, Recomputing, Student
+from mach.component.join import joins
+from mach.component.soft import SoftTargets
 from mach.config import Config
 from mach.data import Batches
 from mach.metrics import Task
@@ -23,6 +25,7 @@ from mach.models import (
     build_student,
     cost,
     family_of,
+    targets_of_a_sample,
 )
 from mach.optim import Optimizer, beside
 from mach.results import Cost, Costs
@@ -56,7 +59,10 @@ class Assembly:
         """The edges of the whole chain, between components on such devices."""
         config = self.config
         payloads, wire_dtype = self.payloads(device.type), config.transport.wire_dtype
-        return links(payloads, config.credits, config.feedback, wire_dtype)
+        logits = 0
+        if config.head.soft > 0:
+            logits = targets_of_a_sample(self.family) * self.task.classes
+        return links(payloads, config.credits, config.feedback, wire_dtype, logits)
 
     def check(self) -> None:
         """Refuse parts that do not fit each other.
@@ -88,7 +94,8 @@ class Assembly:
         with device:
             for k in range(self.config.components):
                 body, head = self._body_and_head(k)
-                bodies.append(Cost(*cost(body, inputs[k])))
+                raw = [self.task.sample] if joins(body) else []
+                bodies.append(Cost(*cost(body, inputs[k], *raw)))
                 heads.append(Cost(*cost(head, self.activations[k], beside=body)))
             if self.config.student.enabled:
                 for k in range(1, self.config.components):
@@ -127,6 +134,13 @@ class Assembly:
             mix=config.student.mix,
             predictor=predictor,
             predicted=config.predictor.enabled,
+            soft=None if top else _soft(config.head.soft, config.head.temperature),
+            student_soft=_soft(config.student.soft, config.head.temperature),
+            teaches=config.head.soft > 0 and k > 0,
+            one_hop=config.one_hop and not top,
+            compensation=config.compensation,
+            predict=config.predict,
+            ahead=config.ahead(k),
             feedback=config.gradient_factor if k > 0 else 0.0,
             accumulate=config.accumulate,
             replay=config.replay,
@@ -152,7 +166,8 @@ class Assembly:
         component.rehearse(inputs, x, y)
 
     def _body_and_head(self, k: int) -> tuple[nn.Module, nn.Module]:
-        body = build_body(self.family, self.bodies[k], self.config.seed)
+        below = self.activations[k - 1] if self.config.model.raw_input and k > 0 else None
+        body = build_body(self.family, self.bodies[k], self.config.seed, below)
         head = build_head(self.family, self.activations[k], self.bodies[k], self.config.seed)
         if self.config.components == 1:
             self.family.tie(body, head)
@@ -206,6 +221,10 @@ class Assembly:
             network, optimizer, accumulate=config.accumulate, labels=config.predictor.labels
         )
         return predictor, optimizer
+
+
+def _soft(weight: float, temperature: float) -> SoftTargets | None:
+    return SoftTargets(weight, temperature) if weight > 0 else None
 
 
 def _named(prefix: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:

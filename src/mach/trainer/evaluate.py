@@ -46,7 +46,7 @@ def evaluate(
                     break
                 if k == origin > 0:
                     h = component.imitate_child(x)
-                h = component.infer(h)
+                h = component.infer(h, x)
                 score = scores[k].setdefault(origin, Score(device))
                 score.add(component.predict(h), component.targets(y))
         beat()

@@ -158,7 +158,7 @@ class FreeWorker(Worker):
                 self._wait()
             case Evaluate(origin, batch, samples):
                 x, y = self._batches.evaluation(batch, samples)
-                self._score(origin, self._enter(origin, x), y)
+                self._score(origin, self._enter(origin, x), x, y)
             case Step() | Flush():
                 super().run(action)
 
@@ -183,6 +183,7 @@ class FreeWorker(Worker):
         if child is None:
             sample = self._choose()
             x, y = self._batches.train(sample.number, sample.origin, sample.life)
+            self._remember(x, x, y)
             self._begin(sample, x, x, y)
             return
         frame = child.poll()
@@ -196,6 +197,7 @@ class FreeWorker(Worker):
             self.counts["late_activations"] += 1
             return
         x, y = self._batches.train(header.microbatch, header.origin, header.life)
+        self._remember(inputs, x, y)
         self._begin(Sample(header.origin, header.life, header.microbatch), inputs, x, y)
         if self.component.student is not None and not self.serving:
             self.component.distil(x, inputs, y)

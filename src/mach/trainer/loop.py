@@ -92,6 +92,7 @@ class Trainer:
         self._step = 0
         self._wall_s, self._busy_fraction = 0.0, 1.0
         self._account = Account(worker)
+        worker.remembers = config.report.salience > 0
 
     @property
     def next(self) -> Action | None:
@@ -118,6 +119,9 @@ class Trainer:
                 if step % self._config.report.every == 0 or step in (1, self._config.steps):
                     self._hooks.logged(self._record(step))
                 self._step = step
+                every = self._config.report.salience
+                if every and step % every == 0 and (scores := self.worker.salience()):
+                    self._hooks.logged({"step": step, **scores})
                 self._hooks.stepped(step)
             case Flush(step):
                 self._flush(step)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mach.channels.base import Edge, Kind
 from mach.component import Component
+from mach.component.join import enter
 from mach.component.losses import distillation_loss, target_loss
 from mach.config import Config
 from mach.data import Batches, Dataset
@@ -161,7 +162,7 @@ class _Measured:
         assembly.rehearse(k, component, batches)
         self._context = computing(assembly.config, device)
         with torch.no_grad(), self._context():
-            self.output: Tensor = component.body(inputs)
+            self.output: Tensor = component.body(self._enter(component, inputs))
         self._gradient = self._gradient_for(k)
         self.durations = self._run(component, watch)
         self._weigh(component, optimizers)
@@ -184,6 +185,9 @@ class _Measured:
             channels=sum(e.credits * max(e.frame_bytes(kind) for kind in Kind) for e in edges),
         )
 
+    def _enter(self, component: Component, h: Tensor) -> Tensor:
+        return enter(component.body, h, self._x)
+
     def _gradient_for(self, k: int) -> Tensor | None:
         top = k == self._config.components - 1
         return None if top or self._config.feedback == 0 else torch.zeros_like(self.output)
@@ -193,8 +197,8 @@ class _Measured:
 
         def laps(lap: Callable[[], None]) -> None:
             lap()
-            for stale in (0, 0 if component.answers else 1):
-                component.forward("plan", self._inputs, None, self._y, stale)
+            for stale in (0, 0 if component.predictor is not None else 1):
+                component.forward("plan", self._inputs, self._x, self._y, stale)
                 lap()
                 if component.answers:
                     component.answer("plan")
@@ -226,7 +230,7 @@ class _Measured:
         own = {t.untyped_storage().data_ptr() for t in tensors}
         leaf = self._inputs.detach()
         leaf = leaf.requires_grad_(leaf.is_floating_point() and self._k > 0)
-        self._graph = self._saved(own, lambda: component.body(leaf))
+        self._graph = self._saved(own, lambda: component.body(self._enter(component, leaf)))
         h = self.output.detach().requires_grad_()
         head = self._saved(own, lambda: component.head(h))
         self._working = self._graph + head
@@ -256,7 +260,7 @@ class _Measured:
 
         def body(h: Tensor) -> Tensor:
             with self._context():
-                out: Tensor = component.body(h)
+                out: Tensor = component.body(self._enter(component, h))
             return out
 
         def head(h: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mach.channels import Channels, Header, Kind, Receiver, Sender
 from mach.component import Component
+from mach.component.salience import salience
+from mach.component.soft import pack, unpack
 from mach.data import Batches
 from mach.errors import DivergedError
 from mach.metrics import Score
@@ -29,6 +31,9 @@ class Worker:
         self.channels = channels
         self.scores: dict[int, Score] = {}
         """Of the evaluation under way, by origin."""
+        self.remembers = False
+        """Whether the last microbatch that came is kept, for `salience`."""
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._batches = batches
         self._device = device
 
@@ -71,6 +76,14 @@ class Worker:
         """What the log tells of this kind of worker alone."""
         return {}
 
+    def salience(self) -> dict[str, float]:
+        """What the component leans on, by the last microbatch that came; empty before the first."""
+        return salience(self.component, *self._last) if self._last is not None else {}
+
+    def _remember(self, inputs: Tensor, x: Tensor, y: Tensor) -> None:
+        if self.remembers:
+            self._last = (inputs, x, y)
+
     def trained(self) -> None:
         """The last step is taken. Close the gradients' edges now, not at the end: neighbours must
         not sit out each other's final evaluation."""
@@ -98,6 +111,7 @@ class Worker:
         h = component.forward(microbatch, inputs, x, y, staleness)
         if channels.to_parent is not None:  # before any other work: the parent may be waiting
             channels.to_parent.send(header, h)
+        self._remember(inputs, x, y)
         if component.answers:
             self._return(header, component.answer(microbatch))
         if component.student is not None:
@@ -108,11 +122,17 @@ class Worker:
         header = Header(Kind.TRAIN, microbatch, component.version)
         from_parent = channels.from_parent
         gradient = from_parent.receive(header) if from_parent is not None else None
-        self._return(header, component.backward(microbatch, gradient))
+        larger = None
+        if component.soft is not None and gradient is not None and channels.to_parent is not None:
+            gradient, larger = unpack(gradient, channels.to_parent.edge.payload.shape)
+        self._return(header, component.backward(microbatch, gradient, larger))
 
     def _return(self, header: Header, child_gradient: Tensor | None) -> None:
-        if self.channels.to_child is not None and child_gradient is not None:
-            self.channels.to_child.send(header, child_gradient)
+        if self.channels.to_child is None or child_gradient is None:
+            return
+        logits = self.component.logits
+        message = child_gradient if logits is None else pack(child_gradient, logits)
+        self.channels.to_child.send(header, message)
 
     def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
         channels = self.channels
@@ -123,7 +143,7 @@ class Worker:
             inputs = channels.from_child.receive(header)[: len(y)]
         else:
             inputs = self._enter(origin, x)
-        h = self._score(origin, inputs, y)
+        h = self._score(origin, inputs, x, y)
         if channels.to_parent is not None:
             channels.to_parent.send(header, _padded(h, channels.to_parent.edge.payload.shape[0]))
 
@@ -131,9 +151,9 @@ class Worker:
         """What the body of component `origin` is given where the chain or a window begins."""
         return x if origin == 0 else self.component.imitate_child(x)
 
-    def _score(self, origin: int, inputs: Tensor, y: Tensor) -> Tensor:
+    def _score(self, origin: int, inputs: Tensor, x: Tensor, y: Tensor) -> Tensor:
         component = self.component
-        h = component.infer(inputs)
+        h = component.infer(inputs, x)
         score = self.scores.setdefault(origin, Score(self._device))
         score.add(component.predict(h), component.targets(y))
         return h

@@ -1,0 +1,224 @@
+"""Every correction of staleness, compared with its formula."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from clouds import clouds, make, weights
+from mach.component.compensation import compensated
+from mach.component.losses import target_loss
+from mach.component.prediction import WeightPrediction
+from mach.config import Config
+from mach.config.learning import CORRECTIONS
+from mach.data import Batches, Dataset
+from mach.errors import ConfigError
+from mach.optim import Optimizer
+from mach.trainer import Oracle
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return clouds()
+
+
+def corrected(correction: str, optimizer: str = "sgd", **more: object) -> Config:
+    optim = {"name": optimizer, "correction": correction, "lr": 0.05}
+    return make(2, delay=2, **{**more, "optim": {**optim, **more.get("optim", {})}})
+
+
+def trained(config: Config, dataset: Dataset) -> dict:
+    oracle = Oracle(config, dataset)
+    oracle.run()
+    return weights(oracle)
+
+
+def copy_of(module: nn.Module) -> dict:
+    return {n: p.detach().clone() for n, p in module.named_parameters()}
+
+
+def by_hand(config: Config, dataset: Dataset) -> dict:
+    """Two components, the lower one 2 d microbatches late, and what the correction adds."""
+    oracle = Oracle(config, dataset)
+    low, high = (t.worker.component for t in oracle.trainers)
+    batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
+    m, lag, optim = config.accumulate, 2 * config.delay, config.optim
+    forward = optim.correction == "prediction" and optim.predict == "forward"
+    backward = optim.correction == "prediction" and optim.predict == "backward"
+    lows, highs = [copy_of(low.body)], [(copy_of(high.body), copy_of(high.head))]
+
+    def ahead(versions: list[dict], n: int, steps: float) -> dict:
+        now, before = versions[n], versions[max(0, n - 1)]
+        return {name: now[name] + steps * (now[name] - before[name]) for name in now}
+
+    for b in range(config.microbatches):
+        x, y = batches.train(b)
+        then = max(0, b - lag) // m  # steps that the lower one had taken at its forward
+        used = ahead(lows, then, b // m - then) if forward else lows[then]
+        sent = functional_call(low.body, used, (x,)).detach()
+        leaf = sent.clone().requires_grad_()
+        (target_loss(high.head(high.body(leaf)), y) / m).backward()
+        gradient = leaf.grad
+        if backward:
+            steps = config.delay / m
+            body, head = (ahead([v[part] for v in highs], b // m, steps) for part in (0, 1))
+            leaf = sent.clone().requires_grad_()
+            logits = functional_call(high.head, head, (functional_call(high.body, body, (leaf,)),))
+            (gradient,) = torch.autograd.grad(target_loss(logits, y) / m, leaf)
+        if config.replay == "stash":
+            old = {n: p.clone().requires_grad_() for n, p in lows[then].items()}
+            functional_call(low.body, old, (x,)).backward(gradient)
+            for n, p in low.body.named_parameters():
+                late = old[n].grad * m  # of the loss that is not divided by m
+                if then < b // m:
+                    late = late + optim.compensation * late**2 * (p.detach() - old[n].detach())
+                p.grad = late / m if p.grad is None else p.grad + late / m
+        else:
+            h = low.body(x)
+            if optim.correction == "compensation" and then < b // m:
+                own = gradient * m * len(x)  # of each sample's own loss
+                own = own + optim.compensation * own**2 * (h.detach() - sent)
+                gradient = own / (m * len(x))
+            h.backward(gradient)
+        if (b + 1) % m == 0:
+            low._update.step(b // m)
+            high._update.step(b // m)
+            lows.append(copy_of(low.body))
+            highs.append((copy_of(high.body), copy_of(high.head)))
+    return weights(oracle)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+@pytest.mark.parametrize("predict", ["forward", "backward"])
+def test_prediction_uses_the_weights_that_steps_like_the_last_one_lead_to(
+    dataset, predict, optimizer
+):
+    config = corrected("prediction", optimizer, optim={"predict": predict})
+    found, plain = trained(config, dataset), trained(corrected("none", optimizer), dataset)
+    for name, value in by_hand(config, dataset).items():
+        torch.testing.assert_close(found[name], value)
+    assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("replay", ["recompute", "stash"])
+def test_compensation_moves_a_gradient_along_by_its_own_square(dataset, replay):
+    config = corrected("compensation", replay=replay, optim={"compensation": 2.0})
+    found, plain = trained(config, dataset), trained(corrected("none", replay=replay), dataset)
+    for name, value in by_hand(config, dataset).items():
+        torch.testing.assert_close(found[name], value)
+    assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_compensation_is_its_formula():
+    gradient, moved = torch.randn(3, 4), torch.randn(3, 4)
+    expected = gradient + 0.3 * gradient**2 * moved
+    torch.testing.assert_close(compensated(gradient, moved, 0.3, 1.0), expected)
+    # Dividing the loss by 5 divides what comes out by 5.
+    torch.testing.assert_close(compensated(gradient / 5, moved, 0.3, 5.0), expected / 5)
+
+
+def test_under_momentum_a_prediction_is_that_of_spectrain():
+    """W - s lr v, v being the momentum of the optimizer."""
+    linear = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9)
+    prediction = WeightPrediction(linear)
+    for _ in range(3):
+        linear(torch.randn(4, 3)).square().sum().backward()
+        prediction.remember()
+        optimizer.step()
+        optimizer.zero_grad()
+    momentum = optimizer.state[linear.weight]["momentum_buffer"]
+    expected = linear.weight.detach() - 2.5 * 0.1 * momentum
+    torch.testing.assert_close(prediction.weights(2.5)["weight"], expected)
+
+
+def test_the_top_looks_ahead_to_the_mean_time_of_its_gradients_use():
+    config = make(4, delay=4, accumulate=4, optim={"correction": "prediction"})
+    assert [config.ahead(k) for k in range(4)] == [0, 1, 1.5, 2]
+
+
+def steps_of(optimizer: str, gradients: list[float]) -> list[float]:
+    """What `nesterov` makes of gradients of one number, one step after another."""
+    config = make(
+        optim={
+            "name": optimizer,
+            "correction": "nesterov",
+            "look_ahead": 0.9,
+            "lr": 0.1,
+            "warmup": 0.0,
+            "cosine": False,
+        }
+    )
+    weight = nn.Parameter(torch.zeros(1))
+    stepper = Optimizer([("w", weight)], config.optim, steps=len(gradients))
+    found = [0.0]
+    for index, gradient in enumerate(gradients):
+        weight.grad = torch.tensor([gradient])
+        stepper.step(index)
+        found.append(weight.item())
+    return [after - before for before, after in pairwise(found)]
+
+
+def test_nesterov_under_sgd_discounts_gradients_by_1_minus_gamma():
+    gamma, lr, momentum, expected = 0.9, 0.1, 0.0, []
+    for g in (1.0, -2.0, 0.5):
+        momentum = gamma * momentum + g
+        expected.append(-lr * (1 - gamma) * (g + gamma * momentum))
+    assert steps_of("sgd", [1.0, -2.0, 0.5]) == pytest.approx(expected)
+
+
+def test_nesterov_under_adamw_is_nadam():
+    """Dozat, 2016, with the momentum's schedule of torch."""
+    gamma, lr, m, v, product, expected = 0.9, 0.1, 0.0, 0.0, 1.0, []
+    for t, g in enumerate((1.0, -2.0, 0.5), start=1):
+        now, later = (gamma * (1 - 0.5 * 0.96 ** (n * 0.004)) for n in (t, t + 1))
+        product *= now
+        m, v = gamma * m + (1 - gamma) * g, 0.999 * v + 0.001 * g * g
+        ahead = (1 - now) * g / (1 - product) + later * m / (1 - product * later)
+        expected.append(-lr * ahead / (math.sqrt(v / (1 - 0.999**t)) + 1e-8))
+    assert steps_of("adamw", [1.0, -2.0, 0.5]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("correction", [c for c in CORRECTIONS if c != "nesterov"])
+def test_without_delay_a_correction_changes_nothing(dataset, correction):
+    """Nesterov is another optimizer, whatever the delay."""
+    config = make(2, optim={"name": "sgd", "correction": correction})
+    plain = trained(make(2, optim={"name": "sgd", "correction": "none"}), dataset)
+    found = trained(config, dataset)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"correction": "rate+nesterov"}, "Corrections do not add up"),
+        ({"correction": "magic"}, "optim.correction: expected one of none, rate, shrink"),
+        ({"predict": "both"}, "optim.predict: expected one of backward, forward"),
+        ({"look_ahead": 1.0}, "optim.look_ahead: expected 0 to below 1; got 1.0"),
+        ({"compensation": -1}, "optim.compensation: expected 0 or more"),
+    ],
+)
+def test_nonsense_is_refused(values, says):
+    with pytest.raises(ConfigError, match=says):
+        make(2, optim=values)
+
+
+@pytest.mark.parametrize(
+    ("correction", "more", "says"),
+    [
+        ("prediction", {"replay": "stash"}, "expected replay=recompute; got stash, which has kept"),
+        ("prediction", {"schedule": "free"}, "expected schedule=delayed"),
+        ("prediction", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
+        ("compensation", {"replay": "stash"}, "expected optim=sgd with replay=stash; got adamw"),
+    ],
+)
+def test_a_correction_that_does_not_fit_is_refused(correction, more, says):
+    with pytest.raises(ConfigError, match=f"optim.correction={correction}: .*{says}"):
+        corrected(correction, "adamw", **more)
