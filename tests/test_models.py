@@ -96,7 +96,7 @@ def models(*words: object, capsys) -> str:
 
 
 def test_every_exit_and_window_is_listed_with_what_it_costs(run_dir, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     told = models(run_dir, capsys=capsys)
     result = json.loads((run_dir / "result.json").read_text())
     for row in result["chain"]:

@@ -46,10 +46,11 @@ def batch_of(values: Any, signature: Signature, who: str = "inputs") -> Tensor:
             f"{who}: expected finite numbers within float32; got {array[(sample, *place)]} in "
             f"sample {sample} at {place}"
         )
-    if np.abs(floats).max() > signature.largest:
+    low, high = float(array.min()), float(array.max())  # before they are rounded to float32
+    if low < -signature.largest or high > signature.largest:
         raise InputError(
             f"{who}: expected numbers within {signature.largest:g} of 0, as the model has seen "
-            f"{signature.low:g} to {signature.high:g}; got {np.abs(floats).max():g}"
+            f"{signature.low:g} to {signature.high:g}; got {low:g} to {high:g}"
         )
     return torch.from_numpy(floats)
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mach.choice.frontier import Candidate, Latency, choose, frontier, wishes
+from mach.choice.frontier import Candidate, choose, frontier, wishes
 from mach.choice.models import candidates
 from mach.config import ModelsConfig
 from mach.errors import CheckpointError
@@ -25,37 +25,52 @@ def show_models(
     cost: str,
     console: Console,
 ) -> None:
-    """Print a table, a line for each model; at most 100 columns wide, with latency 125.
+    """Print what each model is worth and, where that was measured, how fast it is; at most 80
+    columns wide.
 
     Args:
         on_frontier: whether each is on the Pareto frontier.
         chosen: the one that meets the wishes; None: there were none.
         cost: what the frontier weighs quality against.
     """
-    metric = found[0].metric
-    table = Table(
-        title="Models",
-        title_justify="left",
-        caption_justify="left",
-        caption=_caption(found, cost),
-    )
-    table.add_column("model", no_wrap=True)
-    names = [METRICS[metric], "params", "flops", "on disk", *map(_setting, found[0].latencies)]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for candidate, best in zip(found, on_frontier, strict=True):
-        if candidate.first == candidate.last == 1:
-            table.add_section()
-        table.add_row(
-            f"{'*' if best else ' '} {candidate.title}",
+    rows = list(zip(found, on_frontier, strict=True))
+    names = [METRICS[found[0].metric], "params", "flops", "on disk"]
+    table = _table("Models", names)
+    table.caption = f"* on the Pareto frontier: no other is as good and costs less ({cost})"
+    for candidate, best in rows:
+        cells = [
             _quality(candidate),
             short(candidate.params),
             short(candidate.flops),
             f"{short(candidate.bytes)}B",
-            *(f"{one.median_ms:.2f} {one.p95_ms:6.2f}" for one in candidate.latencies),
-            style="bold" if candidate is chosen else None,
-        )
+        ]
+        _add(table, candidate, best, cells, candidate is chosen)
     console.print(table)
+    if not found[0].latencies:
+        return
+    table = _table("Latency, ms", [f"B={one.batch} t={one.threads}" for one in found[0].latencies])
+    table.caption = "median and 95th percentile of a call with B samples and t threads"
+    for candidate, best in rows:
+        cells = [f"{one.median_ms:.3g} {one.p95_ms:5.3g}" for one in candidate.latencies]
+        _add(table, candidate, best, cells, candidate is chosen)
+    console.print(table)
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _add(
+    table: Table, candidate: Candidate, best: bool, cells: Sequence[str], chosen: bool
+) -> None:
+    if candidate.first == candidate.last == 1:
+        table.add_section()
+    style = "bold" if chosen else None
+    table.add_row(f"{'*' if best else ' '} {candidate.title}", *cells, style=style)
 
 
 def as_json(
@@ -75,17 +90,6 @@ def as_json(
 def window_of(candidate: Candidate) -> str:
     """What `window=` says for it."""
     return f"{candidate.first}..{candidate.last}"
-
-
-def _caption(found: Sequence[Candidate], cost: str) -> str:
-    lines = [f"* on the Pareto frontier: no other is as good and costs less ({cost})"]
-    if found[0].latencies:
-        lines.append("latency: ms, median and 95th percentile of a call, B samples, t threads")
-    return "\n".join(lines)
-
-
-def _setting(latency: Latency) -> str:
-    return f"B={latency.batch} t={latency.threads}"
 
 
 def _quality(candidate: Candidate) -> str:

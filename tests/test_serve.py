@@ -1,0 +1,478 @@
+"""A model behind HTTP: what it answers, what it refuses, and that it stays up."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from kept import keep, of_images
+from mach import cli
+from mach.config import ServeConfig
+from mach.inference import Run
+from mach.predictor import open_predictor
+from mach.serve.app import create_app
+from mach.serve.batching import Batcher, BusyError
+from spawn import MACH, Command, run
+from texts import make as make_text
+from texts import write_text
+
+SHAPE = (6, 5)
+NPY = {"content-type": "application/x-npy"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    return keep(of_images(folder, *SHAPE, test=70), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    config = make_text(write_text(folder), student={"enabled": True}, steps=10)
+    return keep(config, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def client(images) -> Iterator[TestClient]:
+    """Of window 1..2 of the pictures, in this process."""
+    with client_of(images, window="1..2", max_body_mb=0.1) as found:
+        yield found
+
+
+@contextmanager
+def client_of(run_dir: Path, window: str | None = None, **options) -> Iterator[TestClient]:
+    config = ServeConfig(str(run_dir), window=window, **options)
+    with TestClient(create_app(open_predictor(run_dir, window), config)) as found:
+        yield found
+
+
+def x_of(run_dir: Path) -> np.ndarray:
+    return np.asarray(Run(run_dir).dataset.x_test).astype("f4")
+
+
+def probabilities(run_dir: Path, first: int, last: int) -> torch.Tensor:
+    found = Run(run_dir)
+    x = (torch.from_numpy(x_of(run_dir)) - found.dataset.mean) / found.dataset.std
+    with torch.no_grad():
+        return found.window(first, last)(x).softmax(-1)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_json_and_npy_get_the_same_answer(images, client):
+    x = x_of(images)
+    as_json = client.post("/predict?top=2", json={"inputs": x.tolist()})
+    as_npy = client.post("/predict?top=2", content=npy(x), headers=NPY)
+    assert as_json.status_code == as_npy.status_code == 200
+    assert as_json.json() == as_npy.json()
+    expected = probabilities(images, 1, 2)
+    found = as_json.json()
+    assert found["model"] == "window 1..2"
+    for answers, row in zip(found["predictions"], expected, strict=True):
+        assert [a["label"] for a in answers] == row.topk(2).indices.tolist()
+        assert answers[0]["probability"] == pytest.approx(float(row.max()), rel=1e-4)
+
+
+def test_an_array_of_all_probabilities_comes_back_where_it_is_asked_for(images, client):
+    headers = {**NPY, "accept": "application/x-npy"}
+    answer = client.post("/predict", content=npy(x_of(images).astype("u1")), headers=headers)
+    assert answer.headers["content-type"] == "application/x-npy"
+    found = torch.from_numpy(np.load(io.BytesIO(answer.content)))
+    torch.testing.assert_close(found, probabilities(images, 1, 2))
+
+
+def test_every_exit_of_the_window_answers(images, client):
+    answer = client.post("/predict?exits=true", json={"inputs": x_of(images).tolist()}).json()
+    assert [one["name"] for one in answer["exits"]] == ["window 1..1", "window 1..2"]
+    for last, one in enumerate(answer["exits"], start=1):
+        labels = [answers[0]["label"] for answers in one["predictions"]]
+        assert labels == probabilities(images, 1, last).argmax(-1).tolist()
+    assert answer["exits"][-1]["predictions"] == answer["predictions"]
+
+
+def test_texts_of_several_lengths_are_answered_in_their_order(text):
+    inputs = ["The quick", "T", "brown fox jumps over the lazy dog", "The slow."]
+    with client_of(text) as client:
+        answer = client.post("/predict?exits=true", json={"inputs": inputs}).json()
+    model, context = Run(text).window(), Run(text).config.data.context
+    for said, answers in zip(inputs, answer["predictions"], strict=True):
+        with torch.no_grad():
+            row = model(torch.tensor([list(said.encode())[-context:]]))[-1].softmax(-1)
+        assert answers[0]["label"] == bytes([int(row.argmax())]).decode(errors="replace")
+        assert answers[0]["probability"] == pytest.approx(float(row.max()), rel=1e-4)
+    assert [one["name"] for one in answer["exits"]] == ["chain 0..0", "chain 0..1"]
+
+
+def test_what_the_model_takes_is_told_and_requests_are_counted(client):
+    assert client.get("/healthz").json() == {"status": "ok", "model": "window 1..2"}
+    told = client.get("/model").json()
+    assert (told["shape"], told["classes"], told["kind"]) == ([6, 5], 4, "features")
+    client.post("/predict", json={"inputs": np.zeros((3, *SHAPE)).tolist()})
+    metrics = client.get("/metrics").text
+    assert re.search(r'mach_requests_total{path="/predict",status="200"} [1-9]', metrics)
+    assert re.search(r'mach_batch_samples_bucket{le="4.0"} [1-9]', metrics)
+    assert "swagger" in client.get("/docs").text
+    assert "cdn" not in client.get("/docs").text
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def test_requests_that_come_while_the_model_is_busy_share_a_batch():
+    release, sizes = threading.Event(), []
+
+    def compute(kind, x):
+        sizes.append(len(x))
+        release.wait(10)
+        return [x * 2, x * 3]
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=8, wait_s=0, max_queue=100)
+        batcher.start()
+        first = asyncio.create_task(batcher.ask(False, torch.zeros(1, 2)))
+        while not sizes:
+            await asyncio.sleep(0)
+        others = [asyncio.create_task(batcher.ask(False, torch.full((3, 2), i))) for i in range(4)]
+        odd = asyncio.create_task(batcher.ask(True, torch.ones(1, 2)))
+        await asyncio.sleep(0)
+        gone = others.pop()
+        gone.cancel()
+        release.set()
+        answers = await asyncio.gather(first, *others, odd)
+        await batcher.stop()
+        return answers, batcher.waiting
+
+    answers, waiting = asyncio.run(ask())
+    assert sizes == [1, 6, 3, 1], "two of three fit into eight, then the other kind is alone"
+    for i, (twice, thrice) in enumerate(answers[1:4]):
+        assert torch.equal(twice, torch.full((3, 2), 2 * i))
+        assert torch.equal(thrice, torch.full((3, 2), 3 * i))
+    assert waiting == 0
+
+
+def test_a_request_larger_than_a_batch_is_computed_in_parts():
+    sizes = []
+
+    def compute(kind, x):
+        sizes.append(len(x))
+        return [x + 1]
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
+        batcher.start()
+        (found,) = await batcher.ask(False, torch.arange(10.0)[:, None])
+        await batcher.stop()
+        return found
+
+    assert torch.equal(asyncio.run(ask()), torch.arange(10.0)[:, None] + 1)
+    assert sizes == [4, 4, 2]
+
+
+def test_an_error_of_the_model_reaches_who_asked_and_nobody_else():
+    def compute(kind, x):
+        if kind:
+            raise ValueError("no")
+        return [x]
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
+        batcher.start()
+        with pytest.raises(ValueError, match="no"):
+            await batcher.ask(True, torch.zeros(1, 1))
+        (found,) = await batcher.ask(False, torch.ones(1, 1))
+        await batcher.stop()
+        return found
+
+    assert asyncio.run(ask()).item() == 1
+
+
+def test_more_than_may_wait_is_refused():
+    async def ask():
+        batcher = Batcher(lambda kind, x: [x], max_batch=4, wait_s=0, max_queue=5)
+        with pytest.raises(BusyError, match="at most 5 samples waiting; 0 do"):
+            await batcher.ask(False, torch.zeros(6, 1))
+
+    asyncio.run(ask())
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+GOOD = np.zeros((1, *SHAPE)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "says"),
+    [
+        (json.dumps({"inputs": [[1, 2]]}), None, 422, r"expected numbers of shape \[samples, 6, 5"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "NaN", 1), None, 422, "finite numbers.*nan"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", '"a"', 1), None, 422, "numbers .*got 'a'"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "null", 1), None, 422, "got None"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "true", 1), None, 422, "got True"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "1e39", 1), None, 422, "within float32"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "1e30", 1), None, 422, "2.55e.08 of 0"),
+        (json.dumps({"inputs": GOOD}).replace("0.0", "9" * 400, 1), None, 422, "expected"),
+        (json.dumps({"inputs": []}), None, 422, "one sample or more"),
+        (json.dumps({"inputs": "text"}), None, 422, "a list of samples; got str"),
+        (json.dumps({"input": GOOD}), None, 422, 'expected {"inputs"'),
+        (json.dumps([1]), None, 422, 'expected {"inputs"'),
+        ("{", None, 400, "expected JSON"),
+        (b"\xff\xfe", None, 400, "expected JSON"),
+        ("", None, 400, "expected JSON"),
+        ("x", {"content-type": "text/plain"}, 415, "expected content-type"),
+        (b"no npy", NPY, 400, "expected what numpy.save writes"),
+        (npy(np.zeros((1, *SHAPE)))[:-9], NPY, 400, "expected what numpy.save writes"),
+        (npy(np.full((1, *SHAPE), np.nan)), NPY, 422, "finite"),
+        (npy(np.zeros((2, 3))), NPY, 422, r"got shape \[2, 3\]"),
+        (npy(np.zeros(())), NPY, 422, "one number"),
+        (npy(np.full((1, *SHAPE), "a")), NPY, 422, "got <U1"),
+        ("x" * 200_000, None, 413, "at most 104,857 bytes"),
+    ],
+)
+def test_a_bad_request_gets_a_clear_error_as_json(client, body, headers, status, says):
+    headers = headers or {"content-type": "application/json"}
+    answer = client.post("/predict", content=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"error", "message"}
+    assert re.search(says, answer.json()["message"]), answer.json()
+    assert client.get("/healthz").status_code == 200
+
+
+def test_objects_are_not_unpickled(client):
+    file = io.BytesIO()
+    np.save(file, np.array([{}], object), allow_pickle=True)
+    answer = client.post("/predict", content=file.getvalue(), headers=NPY)
+    assert answer.status_code == 400
+    assert "allow_pickle=False" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("query", ["top=0", "top=5", "top=many", "exits=maybe"])
+def test_a_bad_query_is_refused(client, query):
+    answer = client.post(f"/predict?{query}", json={"inputs": GOOD})
+    assert answer.status_code == 422
+    assert query.split("=")[0] in answer.json()["message"]
+
+
+@pytest.mark.parametrize("inputs", [[""], [1], [], "text", [None]])
+def test_what_is_no_text_is_refused(text, inputs):
+    with client_of(text) as client:
+        assert client.post("/predict", json={"inputs": inputs}).status_code == 422
+
+
+def test_too_many_samples_at_once_are_told_to_come_again(images):
+    with client_of(images, max_queue=2) as client:
+        answer = client.post("/predict", json={"inputs": GOOD * 3})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["message"].startswith("expected at most 2 samples waiting")
+
+
+# --- a process of its own ------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    command: Command
+    url: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").rstrip("/").split(":")
+        return host, int(port)
+
+
+@contextmanager
+def serving(run_dir: Path, folder: Path, *words: str) -> Iterator[Server]:
+    with Command([*MACH, "serve", str(run_dir), "port=0", *words], folder) as command:
+        found: list[str] = []
+
+        def listens() -> bool:
+            found[:] = re.findall(r"http://\S+", command.so_far(0).stdout)
+            return bool(found)
+
+        command.until(listens)
+        yield Server(command, found[0])
+
+
+@pytest.fixture(scope="module")
+def server(images, tmp_path_factory) -> Iterator[Server]:
+    """One that loses its patience after two seconds."""
+    folder = tmp_path_factory.mktemp("server")
+    with serving(images, folder, "window=1..2", "read_timeout_s=2") as found:
+        yield found
+
+
+@pytest.mark.timeout(300)
+def test_the_service_is_as_its_openapi_description_says(server, tmp_path):
+    schemathesis = Path(sys.executable).with_name("schemathesis")
+    words = ["--max-examples", "10", "--phases", "examples,coverage,fuzzing", "--checks", "all"]
+    words += ["--seed", "0", "--generation-database", "none", "--no-color"]
+    command = [str(schemathesis), "run", f"{server.url}openapi.json", *words]
+    done = run(command, tmp_path, deadline_s=280)
+    assert done.code == 0, str(done)
+    assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+def test_it_listens_on_this_machine_alone(server):
+    assert server.address[0] == "127.0.0.1"
+
+
+def test_many_slow_connections_do_not_keep_others_out(server):
+    """Half of them say nothing, half begin a request and never end it."""
+    began = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(server.address)) for _ in range(1000)]
+        for one in slow[::4]:
+            one.sendall(began)
+        for one in slow[1::4]:
+            one.sendall(began + b"content-length: 1000\r\n\r\n{")
+        answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
+        assert answer.status_code == 200
+        for one in slow:
+            one.settimeout(60)
+        told = [b"".join(iter(partial(one.recv, 4096), b"")) for one in slow]  # until it closes
+        assert not any(told[::4])
+        assert not any(told[2::4]), "closed without a word, as no request had begun"
+        for one in told[1::4]:
+            assert one.startswith(b"HTTP/1.1 408")
+            assert b'"error": "TooSlow"' in one
+    assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+def test_a_body_without_a_length_is_cut_off_too(images, tmp_path):
+    began = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with serving(images, tmp_path, "max_body_mb=0.01") as server:
+        with socket.create_connection(server.address, timeout=60) as one:
+            one.sendall(began + b"transfer-encoding: chunked\r\n\r\n")
+            for _ in range(3):  # of 4 KB each
+                one.sendall(b"1000\r\n" + b"[" * 4096 + b"\r\n")
+            assert one.recv(4096).startswith(b"HTTP/1.1 413")
+        assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_what_is_here_be_answered(images, tmp_path, number, code):
+    with serving(images, tmp_path, "wait_ms=1000") as server:
+        answers = []
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        metrics = f"{server.url}metrics"
+        deadline = time.monotonic() + 60
+        while "mach_waiting_samples 1.0" not in httpx.get(metrics, timeout=60).text:
+            assert time.monotonic() < deadline
+        server.command.process.send_signal(number)
+        done = server.command.wait()
+        asking.join(60)
+    assert done.code == code, done
+    assert done.stderr == ""
+    assert [one.status_code for one in answers] == [200]
+
+
+def test_a_port_that_is_taken_is_refused(images, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli._VERBS["serve"]([str(images), f"port={port}"]) == 2
+    assert f"port={port}: expected an address to listen at; Address already in use" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere"], "nowhere: expected a run folder"),
+        (["{run}", "window=0..9"], r"window=0\.\.9: expected j\.\.i"),
+        (["{run}", "port=99999"], "port: expected 0 to 65535"),
+        (["{run}", "--threads", "0"], "threads: expected 1 or more"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(images, capsys, words, says):
+    assert cli._VERBS["serve"]([word.format(run=images) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert re.search(says, told), told
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def page_of(chromium, url: str) -> Iterator[tuple]:
+    """The page of a service, and what the browser complains about."""
+    context = chromium.new_context()
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield page, said
+    context.close()
+
+
+def test_a_person_draws_and_sees_what_each_exit_says(server, chromium):
+    with page_of(chromium, server.url) as (page, said):
+        canvas = page.locator("#canvas")
+        box = canvas.bounding_box()
+        middle = box["x"] + box["width"] / 2
+        page.mouse.move(middle, box["y"] + 40)
+        page.mouse.down()
+        page.mouse.move(middle, box["y"] + box["height"] - 40, steps=4)
+        with page.expect_response("**/predict**") as response:
+            page.mouse.up()
+        (inputs,) = json.loads(response.value.request.post_data)["inputs"]
+        answer = response.value.json()
+        page.wait_for_selector("#answers tbody tr")
+        names = page.locator("#answers tbody tr td:first-child").all_inner_texts()
+        labels = page.locator("#answers tbody tr td:nth-child(2)").all_inner_texts()
+        page.click("#clear")
+        assert page.locator("#answers").is_hidden()
+    drawn = np.asarray(inputs)
+    assert drawn.shape == SHAPE
+    assert drawn[:, 2].max() > 200, "white where it was drawn"
+    assert drawn[:, [0, 4]].max() < 50, "black beside"
+    assert names == ["window 1..1", "window 1..2"]
+    told = [exit["predictions"][0][0]["label"] for exit in answer["exits"]]
+    assert labels == [str(label) for label in told]
+    assert said == []
+
+
+def test_a_person_types_and_sees_what_each_exit_says(text, tmp_path, chromium):
+    with serving(text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
+        page.fill("#text", "The quick brown fo")
+        page.wait_for_selector("#answers tbody tr")
+        names = page.locator("#answers tbody tr td:first-child").all_inner_texts()
+        first = page.locator("#answers tbody tr td:nth-child(2)").first.inner_text()
+        page.fill("#text", "")
+        page.wait_for_selector("#answers", state="hidden")
+        assert said == []
+        page.goto(f"{server.url}docs")
+        page.wait_for_selector("text=/predict")
+    assert names == ["chain 0..0", "chain 0..1"]
+    assert re.fullmatch(r'".+"', first)
