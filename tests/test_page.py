@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from browser import opened
@@ -17,7 +18,8 @@ from mach.page.grid import layout_of
 from mach.page.learning import frontier
 from mach.page.main import main, report
 from mach.page.secrets import HIDDEN, secrets_of, value_of, without
-from mach.records import Notes
+from mach.page.time import _window
+from mach.records import Notes, Slices
 from mach.records.sweep import read_sweep
 from mach.report.trace import Trace
 from mach.sweeptable import Row
@@ -156,6 +158,20 @@ def test_a_traced_run_has_a_timeline_and_one_trace_for_perfetto(copy, tmp_path):
     file = report([copy], tmp_path / "page")
     assert 'id="timeline"' in file.read_text()
     assert json.loads((tmp_path / "page" / "trace.json").read_text())["traceEvents"]
+
+
+def test_the_timeline_shows_a_stretch_in_which_all_work():
+    def slices(k: int, starts: np.ndarray) -> Slices:
+        work = np.zeros(len(starts), dtype=np.int64)
+        return Slices(k, ["forward"], work, starts, np.full(len(starts), 0.01))
+
+    early = np.arange(0.0, 3.0, 0.02)
+    traces = [slices(0, early), slices(1, np.append(early, np.arange(50.0, 53.0, 0.02)))]
+    begin, end = _window(traces)
+    assert 0 <= begin < 3
+    steady = [slices(k, np.arange(0.0, 60.0, 0.02)) for k in range(2)]
+    begin, end = _window(steady)
+    assert (begin + end) / 2 == pytest.approx(30, abs=1)
 
 
 def test_the_frontier_is_what_no_other_beats():

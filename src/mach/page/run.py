@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
@@ -330,7 +330,8 @@ def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
             found[part.name] = part.default
             continue
         for inner in fields(kind):
-            found[f"{part.name}.{inner.name}"] = inner.default
+            default, make = inner.default, inner.default_factory
+            found[f"{part.name}.{inner.name}"] = default if make is MISSING else make()
     return found
 
 

@@ -11,10 +11,12 @@ from mach.records import Log, Slices
 
 _SHOWN = 60
 """Slices of work of a component in the timeline: more are too narrow to be seen."""
+_PLACES_TRIED = 201
+"""Stretches of the trace from which the timeline is chosen."""
 
 
 def timeline(traces: list[Slices]) -> Picture | None:
-    """A few steps of all components, from the middle of the trace."""
+    """A few steps of all components, from where all work, as near to the middle as can be."""
     traces = [t for t in traces if len(t.start_s)]
     if not traces:
         return None
@@ -53,7 +55,7 @@ def timeline(traces: list[Slices]) -> Picture | None:
     return draw(
         "timeline",
         "Timeline",
-        f"{1e3 * (end - begin):,.0f} ms from the middle of a trace of {span:,.1f} s; the bottom of "
+        f"{1e3 * (end - begin):,.0f} ms of a trace of {span:,.1f} s, where all work; the bottom of "
         "the chain is the lowest row. A thin grey line is waiting: for a neighbour, or for data. "
         "Gaps are what mach itself and Python take. The whole trace is in trace.json, for "
         "ui.perfetto.dev or chrome://tracing.",
@@ -186,16 +188,18 @@ def _waits(log: Log) -> dict[str, float]:
 
 
 def _window(traces: list[Slices]) -> tuple[float, float]:
-    begin = max(float(t.start_s.min()) for t in traces)
-    end = min(float((t.start_s + t.duration_s).max()) for t in traces)
-    if end <= begin:
-        begin = min(float(t.start_s.min()) for t in traces)
-        end = max(float((t.start_s + t.duration_s).max()) for t in traces)
-    work = [~t.waits() & (t.start_s >= begin) & (t.start_s <= end) for t in traces]
-    most = max(int(w.sum()) for w in work) or 1
+    """Begin and end, in seconds, of a stretch with work at every component, near the middle."""
+    begin = min(float(t.start_s.min()) for t in traces)
+    end = max(float((t.start_s + t.duration_s).max()) for t in traces)
+    work = [np.sort(t.start_s[~t.waits()]) for t in traces]
+    most = max((len(starts) for starts in work), default=0) or 1
     span = (end - begin) * min(1.0, _SHOWN / most)
-    middle = begin + (end - begin) / 2
-    return max(begin, middle - span / 2), min(end, middle + span / 2)
+    first = np.linspace(begin, end - span, _PLACES_TRIED)
+    counts = [np.searchsorted(w, first + span) - np.searchsorted(w, first) for w in work]
+    busy = np.minimum(np.min(counts, axis=0), _SHOWN // 2)  # more than that is no better
+    off_middle = np.abs(first - first.mean())
+    best = float(first[np.lexsort((off_middle, -busy))[0]])
+    return best, best + span
 
 
 def _legend(figure: Figure, kinds: list[str] | None = None, columns: int = 8) -> None:
