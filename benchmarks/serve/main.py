@@ -42,7 +42,7 @@ def main() -> None:
         return
     seconds, rounds = (2.0, 1) if options.quick else (options.seconds, options.rounds)
     predictor = open_predictor(options.run, options.window)
-    torch.set_num_threads(len(available_cores()))
+    torch.set_num_threads(options.threads)
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, serving(options, Path(folder)) as url:
         rows = [
@@ -61,6 +61,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
     parser.add_argument("--users", type=int, default=4)
+    parser.add_argument(
+        "--threads", type=int, default=len(available_cores()), help="of the model, both ways"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="does it work?")
@@ -122,7 +125,6 @@ def _load(
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "users.py"), "--headless"]
     command += ["--users", str(users), "--spawn-rate", str(users), "--host", url.rstrip("/")]
     command += ["--run-time", f"{max(2, round(seconds))}s", "--csv", str(prefix), "--only-summary"]
-    command += ["--reset-stats"]  # what came before all users were there does not count
     environment = {**os.environ, "SERVE_BODY": str(body), "SERVE_RATE": str(rate)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -141,6 +143,7 @@ def serving(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The service in a process of its own; its address."""
     command = [sys.executable, "-c", "import sys; from mach.cli import main; main()", "serve"]
     command += [options.run, "port=0", "max_body_mb=64"]
+    command += [f"threads={options.threads}"]
     command += [f"window={options.window}"] if options.window else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -167,6 +170,7 @@ def _environment(options: argparse.Namespace, load: float) -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "date": date.today().isoformat(),
         "users": options.users,
+        "threads": options.threads,
         "seconds": options.seconds,
         "command": " ".join(["python benchmarks/serve/main.py", *words]),
     }
@@ -191,7 +195,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Medians (least .. most) of rounds of {here['seconds']:g} s, the bare model and "
-        f"the service in turns; {here['users']} users.",
+        f"the service in turns; {here['users']} users; threads of the model: {here['threads']}.",
         "",
         "## Environment",
         "",
