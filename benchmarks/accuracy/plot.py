@@ -20,16 +20,18 @@ _SIZE, _DPI = (8, 5), 110
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Two figures for each task of which there are whole runs."""
-    for name, task in TASKS.items():
-        mine = [row for row in of(rows, task=name, cut_to=None) if row["exits"]]
+    """Figures of each task, of whole runs and of those cut to some steps."""
+    ended = [row for row in rows if row["exits"] and row["kind"] in (METHOD, ALONE)]
+    for name, cut in sorted({(row["task"], row["cut_to"] or 0) for row in ended}):
+        task, mine = TASKS[name], of(ended, task=name, cut_to=cut or None)
         usual = of(mine, kind=METHOD, components=task.components)
-        if not usual:
-            continue
-        with _figure(folder / f"{name}-delay.png", task.about) as axes:
-            _by_delay(axes, usual)
+        stem = f"{name}-{cut}-steps" if cut else name
+        title = f"{task.about}, {cut} steps" if cut else task.about
+        if len({row["delay"] for row in usual}) > 1:
+            with _figure(folder / f"{stem}-delay.png", title) as axes:
+                _by_delay(axes, usual)
         if of(usual, method="mach"):
-            with _figure(folder / f"{name}-flops.png", task.about) as axes:
+            with _figure(folder / f"{stem}-flops.png", title) as axes:
                 _by_flops(axes, usual, of(mine, kind=ALONE))
 
 

@@ -251,7 +251,8 @@ def _parts(rows: Sequence[Row], metric: str) -> str:
                 continue
             exits = [_mean_of(group, "exits", metric, exit=k) for k in range(top)]
             others = [_mean_of(group, "windows", metric, first=j, last=i) for j, i in windows]
-            lines.append([f"`{place[0]}`, delay {delay}", *exits, *others])
+            late = "" if group[0]["undelayed"] else f", delay {delay}"
+            lines.append([f"`{place[0]}`{late}", *exits, *others])
     return table(head, lines)
 
 
@@ -328,7 +329,7 @@ def _environment(rows: Sequence[Row]) -> str:
     for row in rows:
         commit = (row["commit"] or "none")[:12] + " with changes" * row["changed"]
         commits.setdefault((row["task"], commit, row["date"], row["torch"]), []).append(row)
-    head = ["task", "commit", "date", "torch", "cells", "seconds of one, on one busy core"]
+    head = ["task", "commit", "date", "torch", "cells", "s of one, beside other work"]
     return table(
         head,
         [
