@@ -232,6 +232,9 @@ def test_the_command_writes_into_the_run(images, capsys):
     folder = images / "exports" / "1..2-safetensors"
     assert str(folder) in capsys.readouterr().out
     before = (folder / "model.safetensors").read_bytes()
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, (
+        "who may read one reads all"
+    )
     assert cli._VERBS["export"](words[1:]) == 0, "once more, in its place"
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
