@@ -129,13 +129,13 @@ def test_only_the_config_and_the_launcher_know_omegaconf():
 
 
 def test_only_the_report_knows_wandb():
-    assert uses("wandb") == {"report.wandb_sink"}
+    assert uses("wandb") == {"report.wandb_sink", "report.dashboard"}
 
 
 def test_only_the_launcher_and_the_report_know_rich():
     launcher = {"launcher.app", "launcher.plan", "launcher.compare"}
-    reports = {"report.console", "report.plan", "report.compare", "report.models"}
-    assert uses("rich") == launcher | reports
+    reports = {"compare", "console", "models", "plan", "screen", "watch"}
+    assert uses("rich") == launcher | {f"report.{name}" for name in reports}
 
 
 ENVIRONMENT = {
@@ -149,6 +149,7 @@ ENVIRONMENT = {
     "launcher.agent": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, TORCHELASTIC_..",
     "launcher.app": "HYDRA_FULL_ERROR",
     "launcher.completion": "COMP_LINE: what a shell asks to be completed",
+    "report.dashboard": "wandb's own variables: is the user logged in?",
     "report.companion": "without MACH_RUN_DIR and MACH_COMPONENT: it is no rank",
     "report.wandb_sink": "WANDB_ERROR_REPORTING, WANDB_INIT_TIMEOUT",
 }

@@ -14,7 +14,9 @@ same. generate: let the chain or a window of a
 language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
 their folders. models: list what a run has, with what it costs, and choose. export: write one of
 them as files that need no mach. predict: ask it about samples in a file. serve: let it answer over
-HTTP. report: draw runs and sweeps on one page; takes their folders. `mach VERB --help` says more"""
+HTTP. report: draw runs and sweeps on one page; takes their folders.
+watch: show a run, or all below a folder, while they run. dashboard: wandb's workspace for
+them. `mach VERB --help` says more"""
 
 Arguments = TypeVar("Arguments")
 
@@ -215,6 +217,18 @@ def _ask(
         return 130
 
 
+def _watch(arguments: list[str]) -> int:
+    from mach.report.watch import main as watch
+
+    return watch(arguments)
+
+
+def _dashboard(arguments: list[str]) -> int:
+    from mach.report.dashboard import main as dashboard
+
+    return dashboard(arguments)
+
+
 _VERBS = {
     "train": _train,
     "plan": _plan,
@@ -225,4 +239,6 @@ _VERBS = {
     "predict": _predict,
     "serve": _serve,
     "report": _report,
+    "watch": _watch,
+    "dashboard": _dashboard,
 }

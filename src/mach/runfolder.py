@@ -22,7 +22,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,8 @@ from mach.errors import ConfigError, FolderInUseError, RunFolderError
 CONFIG, RESULT, CHECKPOINTS, LOGS = "config.yaml", "result.json", "checkpoints", "logs"
 EVENTS, LOCK = "events.jsonl", "launcher.lock"
 
+_ENDED = "ended"
+"""In the lock of a launcher that left."""
 _ENDING_S = 30.0
 """Longest the components of a launcher that was killed take to save and end."""
 
@@ -106,7 +108,12 @@ def hold(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:  # a sweep's process goes on to its next job
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(_ENDED)
 
 
 def _take(file: IO[str], run_dir: Path) -> None:
@@ -119,13 +126,27 @@ def _take(file: IO[str], run_dir: Path) -> None:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return  # a file system without locks
         file.seek(0)
-        pid, _, host = file.read().strip().partition(" ")
+        pid, _, host = file.read().strip().removeprefix(_ENDED).partition(" ")
         if not _has_died(pid, host) or time.monotonic() > deadline:
             raise FolderInUseError(
                 f"out={run_dir}: expected a folder that nobody runs in, got one that process "
                 f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it."
             )
         time.sleep(0.1)
+
+
+def launcher_ended(run_dir: Path) -> bool:
+    """Whether the `mach train` that ran here is known to have ended, well or not.
+
+    Not known, and so False: where nobody held the folder (somebody else's torchrun), or from
+    another machine.
+    """
+    try:
+        text = (run_dir / LOCK).read_text().strip()
+    except OSError:
+        return False
+    pid, _, host = text.partition(" ")
+    return text == _ENDED or _has_died(pid, host)
 
 
 def _has_died(pid: str, host: str) -> bool:

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from mach.report.jsonl import Follower
-from mach.report.numbers import short
+from mach.report.numbers import fixed, short
+from mach.report.state import RunState
 
 _log = logging.getLogger(__name__)
 
@@ -113,17 +113,14 @@ class Progress:
         self._bars.stop()
 
     def _follow(self) -> None:
-        logs = [Follower(self._run_dir / f"component-{k}.jsonl") for k in range(self._components)]
-        latest: list[dict[str, Any]] = [{} for _ in logs]
+        run = RunState(self._run_dir, self._components, self._steps)
         try:
             last = False
             while not last:
                 last = self._done.wait(REFRESH_S)
-                for k, log in enumerate(logs):
-                    for record in log.read():
-                        # An evaluation's line does not have what a step's line has.
-                        latest[k] |= {key: v for key, v in record.items() if v is not None}
-                    self._show(self._tasks[k], latest[k])
+                run.look()
+                for task, component in zip(self._tasks, run.components, strict=True):
+                    self._show(task, component.latest)
                 for k, one in enumerate(self._watch() if self._watch else ()):
                     self._bars.update(self._tasks[k], completed=one.step, state=one.state)
                 self._bars.refresh()
@@ -136,8 +133,8 @@ class Progress:
 
 def _numbers(record: Mapping[str, Any]) -> str:
     """The few numbers one looks at while waiting; each has its place so that nothing jumps."""
-    loss, student = _fixed(record.get("loss"), 3), _fixed(record.get("student_loss"), 3)
-    staleness, rate = _fixed(record.get("staleness_steps")), _fixed(record.get("samples_per_s"))
+    loss, student = fixed(record.get("loss"), 3), fixed(record.get("student_loss"), 3)
+    staleness, rate = fixed(record.get("staleness_steps")), fixed(record.get("samples_per_s"))
     return f"loss {loss:>6} student {student:>6} stale {staleness:>2} {rate:>7}/s"
 
 
@@ -166,9 +163,9 @@ def result_table(result: Mapping[str, Any]) -> Table:
 
     def add(name: str, row: Mapping[str, Any], style: str | None = None) -> None:
         value = row.get(metric)
-        shown = _percent(value) if metric == "accuracy" else _fixed(value, 3)
-        params, flops = _fixed(row.get("params"), 0), short(row.get("flops"))
-        table.add_row(name, shown, _fixed(row.get("loss"), 4), params, flops, style=style)
+        shown = _percent(value) if metric == "accuracy" else fixed(value, 3)
+        params, flops = fixed(row.get("params"), 0), short(row.get("flops"))
+        table.add_row(name, shown, fixed(row.get("loss"), 4), params, flops, style=style)
 
     top = max((row["exit"] for row in chain), default=None)
     for row in chain:
@@ -190,22 +187,13 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _caption(result: Mapping[str, Any]) -> str:
     """What the result cost, one fact per line."""
-    staleness = [_fixed(row.get("mean")) for row in result.get("staleness_steps", [])]
+    staleness = [fixed(row.get("mean")) for row in result.get("staleness_steps", [])]
     return "\n".join(
         [
-            f"{_fixed(result.get('samples_per_s'))} samples/s, {_fixed(result.get('wall_s'), 1)} s",
+            f"{fixed(result.get('samples_per_s'))} samples/s, {fixed(result.get('wall_s'), 1)} s",
             f"staleness in steps, component 0 first: {', '.join(staleness) or '-'}",
         ]
     )
-
-
-def _fixed(value: float | None, digits: int | None = None) -> str:
-    """A number with so many digits; without, as many as it needs, one at most."""
-    if value is None:
-        return "-"
-    if digits is None:
-        digits = 0 if value == round(value) or value >= 1000 else 1
-    return f"{value:,.{digits}f}"
 
 
 def _percent(fraction: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How is a large number written so that it can be read at a glance?"""
+"""How is a number written so that it can be read at a glance?"""
 
 from __future__ import annotations
 
@@ -13,3 +13,19 @@ def short(count: float | None) -> str:
         count /= 1000
     digits = 0 if not unit or count >= 100 else 1 if count >= 10 else 2
     return f"{count:,.{digits}f}{unit}"
+
+
+def fixed(value: float | None, digits: int | None = None) -> str:
+    """A number with so many digits; without, as many as it needs, one at most."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if value == round(value) or value >= 1000 else 1
+    return f"{value:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 3,725 is 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

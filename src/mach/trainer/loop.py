@@ -164,7 +164,9 @@ class Trainer:
     def _read_scores(self) -> None:
         self._scores = {o: s.result(self._task) for o, s in self.worker.scores.items()}
         self.worker.scores = {}
-        chain = {f"eval_{key}": v for key, v in self._scores.get(0, {}).items()}
-        own = self._scores.get(self.worker.index, {}) if not chain else {}  # under free
-        window = {f"eval_window_{key}": v for key, v in own.items()}
-        self._hooks.logged({"step": self._step, **chain, **window})
+        values: dict[str, float] = {}
+        for origin, scores in self._scores.items():
+            own = "window_" if origin == self.worker.index else f"window_{origin}_"
+            prefix = own if origin > 0 else ""
+            values |= {f"eval_{prefix}{key}": value for key, value in scores.items()}
+        self._hooks.logged({"step": self._step, **values})
