@@ -207,7 +207,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
                 file.write(line)
         tracemalloc.reset_peak()
         run.look()
-        return tracemalloc.get_curved_memory()[1]
+        return tracemalloc.get_traced_memory()[1]
 
     tracemalloc.start()
     try:

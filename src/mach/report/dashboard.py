@@ -117,7 +117,7 @@ def _workspace(entity: str, project: str, group: str | None) -> Any:
     from wandb_workspaces.reports import v2 as wr
 
     def plot(panel: panels.Panel) -> Any:
-        keys = [metric.key for metric in panel.metrics]
+        keys: list[Any] = [metric.key for metric in panel.metrics]
         return wr.LinePlot(title=panel.title, x=AXIS, y=keys, metric_regex=panel.regex or None)
 
     filters = [] if group is None else [expr.Metric("Group") == group]
