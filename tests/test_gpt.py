@@ -227,6 +227,24 @@ def test_bits_per_byte_is_the_mean_over_all_places_of_all_test_windows(path, sam
         assert row["bits_per_byte"] == pytest.approx(total / (samples * context), rel=1e-5)
 
 
+def embedding_of(**options):
+    task = Task(TensorSpec((T,), torch.int64), V, "bits_per_byte")
+    return Gpt(GptConfig(width=256, heads=H, **options), task, depth=2).stem()
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_a_scaled_embedding_begins_with_variance_1(positions):
+    x = torch.randint(V, (B, T))
+    vectors = embedding_of(positions=positions)(x).detach()
+    assert vectors.var() == pytest.approx(2 if positions == "learned" else 1, rel=0.2)
+    assert embedding_of(scaled=False)(x).detach().std() == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_scaled_embedding_is_the_table_times_the_root_of_its_width():
+    embed, x = embedding_of(), torch.randint(V, (B, T))
+    assert torch.equal(embed(x), embed.tokens.weight[x] * 16)
+
+
 # --- a tied embedding ----------------------------------------------------------------------
 
 

@@ -100,6 +100,10 @@ class GptConfig(ModelConfig):
     positions: str = "rotary"
     """rotary (queries and keys turned by their position, Su et al., 2021) or learned (a vector for
     each position, added to the embedding)."""
+    scaled: bool = True
+    """Multiply the embedding by the root of `width` (Vaswani et al., 2017, section 3.4): it begins
+    with variance 1 (tied: as the unembedding does). One that begins small, as GPT-2's, is another
+    within a few steps, and so is every activation above: late gradients then fit nothing."""
     tied: bool = False
     """The unembedding is the embedding, one parameter. Only in one component: the chain has its
     embedding at the bottom and its unembedding at the top."""

@@ -97,19 +97,38 @@ class Block(nn.Module):
 class Embed(nn.Module):
     """Tokens [B, T] as vectors [B, T, D]; with learned positions those are added."""
 
-    def __init__(self, vocabulary: int, width: int, context: int, learned: bool) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        context: int,
+        learned: bool,
+        *,
+        scale: float = 1.0,
+        std: float = _STD,
+    ) -> None:
+        """
+        Args:
+            vocabulary: V.
+            width: D.
+            context: largest T.
+            learned: add a vector for each position.
+            scale: factor on the vectors of the tables.
+            std: of the tables' first values.
+        """
         super().__init__()
+        self._scale = scale
         self.tokens = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.tokens.weight, std=_STD)
+        nn.init.normal_(self.tokens.weight, std=std)
         self.positions = nn.Embedding(context, width) if learned else None
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=_STD)
+            nn.init.normal_(self.positions.weight, std=std)
 
     def forward(self, x_BT: Tensor) -> Tensor:
         h_BTD: Tensor = self.tokens(x_BT)
         if self.positions is not None:
             h_BTD = h_BTD + self.positions.weight[: x_BT.shape[1]]
-        return h_BTD
+        return h_BTD if self._scale == 1 else h_BTD * self._scale
 
 
 class Unembed(nn.Module):
@@ -180,7 +199,11 @@ class Gpt(Family):
 
     def _embed(self, width: int) -> Embed:
         learned = self._config.positions == "learned"
-        return Embed(self.task.classes, width, self._context, learned)
+        scale, std = 1.0, _STD
+        if self._config.scaled:
+            scale = sqrt(width)
+            std = std if self._config.tied else 1 / scale
+        return Embed(self.task.classes, width, self._context, learned, scale=scale, std=std)
 
     def _block(self, width: int, depth: int) -> Block:
         config = self._config
