@@ -29,6 +29,7 @@ from mach.component.predictor import GradientPredictor
 from mach.component.soft import SoftTargets
 from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
+from mach.component.surrogate import slope
 from mach.component.updates import Update
 from mach.component.work import Pending, StepTotals
 from mach.errors import ConfigError
@@ -46,6 +47,7 @@ class Component:
         targets: Callable[[Tensor], Tensor] = lambda y: y,
         head_update: Update | None = None,
         head_weight: float = 1.0,
+        head_correction: float = 0.0,
         student: Student | None = None,
         mix: float = 0.0,
         predictor: GradientPredictor | None = None,
@@ -71,6 +73,8 @@ class Component:
             targets: from the data's y to the N targets of the head's logits.
             head_update: steps a head that is trained beside the chain.
             head_weight: lambda, what the body feels of the head's gradient.
+            head_correction: c, how much of the change of the head's gradient since the forward is
+                added to the parent's (see `surrogate`); not under `stash`, which changes nothing.
             student: predicts the child's activation; None at the bottom, or without distillation.
             mix: fraction of each microbatch whose input the student makes.
             predictor: predicts the parent's gradient, so that the body learns at once; None at the
@@ -98,7 +102,8 @@ class Component:
         self.body, self.head, self.student, self.predictor = body, head, student, predictor
         self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
-        self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
+        self._head_weight, self._head_correction = head_weight, head_correction
+        self._feedback, self._mix = feedback, mix
         self._predicted, self._one_hop = predicted, one_hop
         self._student_soft = student_soft
         self.soft, self.teaches = soft, teaches
@@ -155,7 +160,7 @@ class Component:
             return output.detach()
         with torch.no_grad():
             h = self._net.activation(inputs, x, self._at_its_backward(staleness))
-        if self._compensation:
+        if self._compensation or self._head_correction:
             work.sent = h
         return h
 
@@ -183,11 +188,15 @@ class Component:
             self._teach(self.predictor, work, gradient)
             return None
         h = work.output if work.output is not None else self._replay(work)
-        if work.sent is not None and gradient is not None:
+        if self._compensation and work.sent is not None and gradient is not None:
             scale = len(h) * self._accumulate  # a sample's own loss is divided by that
             moved = h.detach() - work.sent
             gradient = compensated(gradient, moved, self._compensation, scale)
         weight = 1.0 if alone else self._head_weight
+        if self._head_correction and work.sent is not None and gradient is not None:
+            then = self._head_slope(work.sent, work.y, larger)
+            gradient = gradient - self._head_correction * then
+            weight += self._head_correction  # the slope at h comes with the head's own loss
         child_gradient = self._gather(work, h, gradient, weight, larger)
         return None if self._one_hop else child_gradient
 
@@ -425,6 +434,13 @@ class Component:
     def _replay(self, work: Pending) -> Tensor:
         with self._net.modes.uncounted():
             return self._net.activation(work.inputs, work.x)
+
+    def _head_slope(self, h: Tensor, y: Tensor, larger: Tensor | None) -> Tensor:
+        def loss(at: Tensor) -> Tensor:
+            return self._net.loss(self._net.logits(at), y, self.soft, larger) / self._accumulate
+
+        with self._net.modes.uncounted():
+            return slope(loss, h)
 
     def _mixed(self, inputs: Tensor, x: Tensor, rows: int) -> Tensor:
         mixed = inputs.clone()

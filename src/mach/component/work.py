@@ -28,7 +28,7 @@ class Pending:
     x: Tensor | None = None
     """Raw input, where the body is given it as well."""
     sent: Tensor | None = None
-    """h as the parent has seen it, where its gradient is to be compensated."""
+    """h as the parent has seen it, where its gradient is to be compensated or corrected."""
 
 
 @dataclass(slots=True)

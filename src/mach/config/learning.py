@@ -16,8 +16,13 @@ class HeadConfig:
 
     weight: float = 0.1
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
-    so at 0 it is a probe: every exit can be used and the chain does not know of it. The top
-    component always has 1."""
+    so at 0 it is a probe: every exit can be used and the chain does not know of it (unless
+    `correction` tells it). The top component always has 1."""
+    correction: float = 0.0
+    """c: the parent's late gradient belongs to an activation that the body would make otherwise by
+    now. By c times as much as the head's gradient has changed since, it is changed (a control
+    variate, `mach.component.surrogate`); the chain then knows of its heads. Needs a second backward
+    of the head, and the activations in flight; not used by replay=stash. 1 suits transformers."""
     soft: float = 0.0
     """alpha: how much a head listens to its parent's logits, which then come down with the
     gradient, rather than to the labels."""
@@ -26,6 +31,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         at_least("head.weight", self.weight, 0)
+        at_least("head.correction", self.correction, 0)
         within("head.soft", self.soft, 0, 1)
         if not self.temperature > 0:
             raise ConfigError(f"head.temperature: expected more than 0; got {self.temperature}")

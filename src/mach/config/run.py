@@ -183,6 +183,12 @@ class Config:
         return self.feedback * (self.optim.shrink if shrinks and self.effective_delay else 1.0)
 
     @property
+    def head_correction(self) -> float:
+        """c below the top: what `head.correction` is, of a parent's gradient that has shrunk."""
+        fits = self.replay == "stash" or self.effective_delay == 0
+        return 0.0 if fits else self.head.correction * self.gradient_factor
+
+    @property
     def supervised(self) -> bool:
         """Whether `mach train` watches each component by itself."""
         if self.launch.name == "auto":
