@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_what_is_done(finished: Any, tmp_path: Path) -> Non
     write(tmp_path / "8")
     runs, pipe = SeveralRuns(tmp_path), io.StringIO()
     runs.look()
-    Console(file=pipe, width=100).print(runs.frame(Console(file=pipe), most_rows=3))
+    Console(file=pipe, width=200).print(runs.frame(Console(file=pipe), most_rows=3))
     lines = pipe.getvalue().splitlines()
     assert lines[0].endswith("8 of 9 runs done, 6 of them not shown")
     assert [line.split()[0] for line in lines[2:]] == ["6", "7", "8"]
