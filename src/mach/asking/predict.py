@@ -123,7 +123,9 @@ def _write(
             file.write(json.dumps(line) + "\n")
         else:
             if writer is None:
-                writer = csv.DictWriter(file, list(line), lineterminator="\n")
+                # Lines end as RFC 4180 has them: before Python 3.13 a carriage return, which may be
+                # what follows a text, is quoted only where lines end with one.
+                writer = csv.DictWriter(file, list(line))
                 writer.writeheader()
             writer.writerow({k: _short(value) for k, value in line.items()})
         if labels is not None and number < len(labels):
