@@ -17,9 +17,9 @@ from spawn import TRAIN, Done, assert_none_left, processes_of, run
 from texts import write_text
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
-    """On CPU the numbers depend on how many threads compute them."""
+    """On CPU the numbers depend on how many threads compute them; a test may have changed that."""
     torch.set_num_threads(1)
 
 
