@@ -68,6 +68,19 @@ def test_the_jobs_of_a_sweep_have_a_row_each_and_failed_ones_are_told(finished, 
     assert "mach: sweep/4: this job failed: burnt" in done.stderr, done
 
 
+def test_two_results_for_one_job_are_told(finished, tmp_path):
+    sweep_dir = tmp_path / "sweep"
+    for n in range(2):
+        another(tmp_path, finished[0], sweep_dir / str(n), seed=n)
+        write(sweep_dir, Row(str(n), {"seed": str(n)}, 0))
+    with (sweep_dir / TABLE).open("a") as file:
+        file.write((sweep_dir / TABLE).read_text().splitlines()[-1] + "\n")
+    notes = Notes()
+    assert [run.folder.name for run in gather([sweep_dir], notes)] == ["0", "1"]
+    told = [str(note) for note in notes]
+    assert told == [f"{sweep_dir}: 2 results for job 1 in sweep.csv; its own folder's is taken"]
+
+
 def test_what_cannot_be_read_is_told_and_the_rest_compared(finished, tmp_path):
     whole = another(tmp_path, finished[0], tmp_path / "whole")
     halved = another(tmp_path, finished[0], tmp_path / "halved", delay=2)

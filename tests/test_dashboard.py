@@ -29,7 +29,8 @@ class Hooks(Quiet):
         self.logged = reporter.log
 
 small = {"name": "mlp", "width": 16}
-config = from_mapping({"components": 3, "steps": 6, "model": small, "report": {"every": 2}})
+report = {"every": 2, "salience": 4}
+config = from_mapping({"components": 3, "steps": 6, "model": small, "report": report})
 run_dir = Path(sys.argv[1])
 reporters = [build(config, run_dir, k, 0) for k in range(3)]
 Oracle(config, open_dataset(config.data), [Hooks(reporter) for reporter in reporters]).run()
@@ -50,7 +51,19 @@ def logged(run_dir: Path) -> dict[int, set[str]]:
         assert {"optimizer_step", "samples", "wall_s"} <= found[config["component"]]
         assert config["git"] is None or re.fullmatch("[0-9a-f]{40}", config["git"])
         assert config["cut"][0].startswith("0..")
+        if config["component"] == 0:
+            assert_summaries(records)
     return found
+
+
+def assert_summaries(records: list[dict[str, Any]]) -> None:
+    """The best of a metric is kept beside the last, over our own step."""
+    defined = {r["metric"]["name"]: r["metric"] for r in records if "name" in r.get("metric", {})}
+    for metric in panels.metrics():
+        if metric.summary:
+            mine = defined[metric.key]
+            assert mine["step_metric"] == "optimizer_step"
+            assert mine["summary"].keys() == {metric.summary, "last"}, mine
 
 
 def test_every_panel_finds_its_metrics_for_every_component(tmp_path: Path) -> None:
@@ -61,6 +74,8 @@ def test_every_panel_finds_its_metrics_for_every_component(tmp_path: Path) -> No
     assert found.keys() == {0, 1, 2}
     for k, keys in found.items():
         assert panels.expected(k, free=False, students=True, unit="accuracy") <= keys, k
+    for keys in found.values():
+        assert any(key.startswith("salience/") for key in keys), keys
     wide = re.compile(r"eval_window_\d+_.*")  # of the panel of windows of several components
     assert {k: any(map(wide.fullmatch, keys)) for k, keys in found.items()} == {
         0: False,
@@ -77,6 +92,8 @@ def test_every_panel_of_a_free_run_finds_its_metrics_too(tmp_path: Path) -> None
     assert found.keys() == {0, 1}
     for k, keys in found.items():
         assert panels.expected(k, free=True, students=True, unit="accuracy") <= keys, k
+    exits = {f"eval_exit_{k}_{kind}" for k in (0, 1) for kind in ("accuracy", "loss")}
+    assert {k: exits & keys for k, keys in found.items()} == {0: exits, 1: set()}
 
 
 def panels_of(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

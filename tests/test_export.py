@@ -23,6 +23,7 @@ from mach.export.export import _refuse_loss, export
 from mach.export.layers import LAYERS
 from mach.inference import Run
 from spawn import run
+from test_report import inspect
 from texts import make as make_text
 from texts import write_text
 
@@ -51,6 +52,26 @@ def exported(images, tmp_path_factory) -> dict[str, Path]:
     """Window 1..2 of the pictures in every format."""
     folder = tmp_path_factory.mktemp("exported")
     return {kind: write(images, folder / kind, kind, window="1..2") for kind in FORMATS}
+
+
+def test_an_exported_model_is_kept_by_wandb_where_checkpoints_are(tmp_path, monkeypatch):
+    """Offline here: read back from wandb's own file."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = of_images(tmp_path, 6, 5, report={"artifacts": "always", "tags": ["mine"]})
+    run_dir = keep(config, tmp_path / "run")
+    command = [sys.executable, "-m", "mach", "export", str(run_dir), "window=1..2"]
+    done = run(command, tmp_path, deadline_s=60)
+    assert done.code == 0, done
+    assert done.stderr == "", done
+    (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    records = inspect(file)
+    (kept,) = [r["artifact"] for r in records if r["type"] == "artifact"]
+    (told,) = [r["run"] for r in records if r["type"] == "run"]
+    assert (told["job_type"], told["run_group"], told["tags"]) == ("export", "run", ["mine"])
+    assert kept["type"] == "model"
+    assert kept["aliases"] == ["latest", "step-4"]
+    files = {entry["path"] for entry in kept["manifest"]["contents"]}
+    assert files == {path.name for path in (run_dir / "exports" / "1..2-safetensors").iterdir()}
 
 
 @pytest.fixture

@@ -395,6 +395,12 @@ class FakeRun:
         self.exit_code: int | None = None
         self.may_finish = threading.Event()
         self.may_finish.set()
+        self.used: list[str] = []
+
+    def use_artifact(self, name: str) -> None:
+        if "gone" in name:
+            raise ValueError(f"{name} not found")
+        self.used.append(name)
 
     def define_metric(self, name: str, **_: str) -> None: ...
 
@@ -508,6 +514,17 @@ def test_a_machine_without_a_way_out_keeps_the_run_offline(
     assert wandb.modes == ["online", "offline"]
     assert len(wandb.run.logged) == 1
     assert "cannot go online (no online today)" in caplog.text
+
+
+def test_what_a_run_is_made_of_is_said_online_and_what_is_gone_costs_a_warning(
+    wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made_of = ["a-checkpoint:step-4", "gone-checkpoint:step-4", "c-checkpoint:step-3"]
+    for mode in ("offline", "online"):
+        WandbSink(mode, "mach", "run", 0, {}, tmp_path, resume=False, began_from=made_of).close()
+        assert wandb.run.used == ([made_of[0], made_of[2]] if mode == "online" else [])
+    (told,) = caplog.messages
+    assert "it does not know gone-checkpoint:step-4, which this began from" in told
 
 
 def test_an_exception_in_the_training_marks_the_run_as_failed(

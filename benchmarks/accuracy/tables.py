@@ -11,6 +11,8 @@ from typing import Any
 from grid import ALONE, METHOD, NO_STUDENTS, TASKS, order
 from stored import Row
 
+from mach.provenance import commit_of
+
 DASH = "–"
 Line = Sequence[str]
 _NEAR = 0.03
@@ -327,8 +329,8 @@ def _ahead(own: Sequence[float], other: Sequence[float], metric: str) -> str:
 def _environment(rows: Sequence[Row]) -> str:
     commits: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        commit = (row["commit"] or "none")[:12] + " with changes" * row["changed"]
-        commits.setdefault((row["task"], commit, row["date"], row["torch"]), []).append(row)
+        key = (row["task"], commit_of(row), row["date"], row["torch"])
+        commits.setdefault(key, []).append(row)
     head = ["task", "commit", "date", "torch", "cells", "s of one, beside other work"]
     return table(
         head,

@@ -6,11 +6,8 @@ bit.
 
 from __future__ import annotations
 
-import subprocess
 import time
 from dataclasses import asdict, replace
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from mach.config import Config
 from mach.data import open_dataset
 from mach.errors import DivergedError
 from mach.launcher.compose import compose
+from mach.provenance import environment
 from mach.results import Costs
 from mach.trainer import Oracle
 from mach.trainer.oracle import Quiet
@@ -99,20 +97,8 @@ def _trained(costs: Costs) -> int:
 
 
 def _environment(seconds: int) -> Row:
+    here = environment()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", "src", "conf")),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
+        **{key: here[key] for key in ("commit", "changed", "date", "torch")},
         "seconds": seconds,
     }
-
-
-def _git(*words: str) -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parents[2]), *words],
-        capture_output=True,
-        text=True,
-        timeout=10,
-    )
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -20,7 +20,6 @@ from typing import Any
 import disturbed
 import latency
 import launching
-from environment import environment
 from rich.console import Console
 from rich.markdown import Markdown
 from settings import QUICK, Settings
@@ -28,6 +27,7 @@ from soak import judged, soak
 from summary import markdown
 
 import accuracy
+from mach.provenance import environment
 
 SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
 DEFAULT = ("deaths", "slow", "latency", "start")

@@ -9,6 +9,8 @@ from typing import Any
 from cells import DASH, Row, known, spread, table
 from growth import LONG_S, is_falling
 
+from mach.provenance import commit_of, machine_of
+
 SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
 _LEAST, _PAUSE_MS, _BACK_S, _LATER_S, _POINTS = 0.95, 200.0, 5.0, 2.0, 0.5
 """Steps/s kept; longest pause beside a microbatch; time to come back; later than a gang's start;
@@ -391,15 +393,13 @@ def _environment(result: dict[str, Any], sections: Sequence[str]) -> str:
     rows = []
     for name in sections:
         e = result[name]["environment"]
-        machine = (
-            f"- {e['cpu']}, {e['cores']} cores; {e['system']}; Python {e['python']}, "
-            f"torch {e['torch']}"
-        )
+        machine = f"- {machine_of(e)}"
         if machine not in lines:
             lines.append(machine)
-        commit = (e["commit"] or "none yet")[:12] + " with changes" * e["changed"]
         seconds = f"{result[name]['seconds']:,}"
-        rows.append([name, f"`{e['command']}`", commit, e["date"], f"{e['load']:.2f}", seconds])
+        rows.append(
+            [name, f"`{e['command']}`", commit_of(e), e["date"], f"{e['load']:.2f}", seconds]
+        )
     lines.append("- mlp of width 16, digits, one compute thread each, unless a section says more")
     head = ["section", "command", "commit", "date", "load at the start", "s it took"]
     return "\n".join([*lines, "", table(head, rows)])

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 from memory import constancy, memory
 from pair import run_pair
 from rich.console import Console
@@ -28,6 +22,7 @@ from summary import markdown
 from throughput import throughput
 from variants import VARIANTS, Settings, Variant
 
+from mach.provenance import environment
 from wire import wire
 
 SECTIONS = ("throughput", "wire", "memory", "constancy", "startup")
@@ -146,44 +141,6 @@ def _variant(name: str) -> Variant:
 
 
 # --- environment --------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", "src", "conf")),
-        "date": date.today().isoformat(),
-        "command": " ".join(["python benchmarks/overhead/main.py", *sys.argv[1:]]),
-    }
-
-
-def _cpu() -> str:
-    """Name, family and model: a virtual machine's name alone may say little."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    pairs = [line.partition(":")[::2] for line in lines]
-    fields = {key.strip(): value.strip() for key, value in pairs}
-    family, model = fields.get("cpu family"), fields.get("model")
-    return f"{fields.get('model name', platform.machine())} (family {family}, model {model})"
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parents[2]), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=10,
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

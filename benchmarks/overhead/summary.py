@@ -9,6 +9,8 @@ from typing import Any
 from predict import interior_samples_per_s
 from variants import IDEAL, IDEAL_ALONE, VARIANTS, Settings, Variant
 
+from mach.provenance import commit_of, machine_of
+
 _DASH = "–"
 _QUIET = 1.1
 """Most that a quiet machine's ideal varies by, from the slowest round to the fastest."""
@@ -260,18 +262,15 @@ def _startup(result: dict[str, Any], settings: Settings) -> str:
 
 def _environment(result: dict[str, Any], settings: Settings) -> str:
     e = result["environment"]
-    commit = e["commit"] or "none yet"
-    changed = " with changes" if e["changed"] else ""
     return "\n".join(
         [
             "## Environment",
             "",
-            f"- {e['cpu']}, {e['cores']} cores, load {e['load']:.2f} at the start; {e['system']}; "
-            f"Python {e['python']}, torch {e['torch']}",
+            f"- {machine_of(e)}; load {e['load']:.2f} at the start",
             f"- mlp, {settings.depth} blocks of width {settings.width} in 2 components, microbatch "
             f"{settings.microbatch_size}, {settings.optimizer} with clipping, "
             "seed 0; one thread and one core for each component",
-            f"- commit {commit}{changed}, {e['date']}: `{e['command']}`",
+            f"- commit {commit_of(e)}, {e['date']}: `{e['command']}`",
         ]
     )
 

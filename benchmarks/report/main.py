@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -17,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import torch
 from mach import runfolder
 from mach.configfile import from_mapping
 from mach.data import open_dataset
+from mach.provenance import commit_of, environment, machine_of
 from mach.report.jsonl import JsonLines
 from mach.report.trace import Trace
 from mach.trainer import Oracle, Trainer
@@ -118,7 +116,7 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         "--out",
         str(out),
     ]
-    began_s, load = time.monotonic(), os.getloadavg()[0]
+    began_s = time.monotonic()
     subprocess.run(command, check=True)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -126,7 +124,6 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_mib": usage.ru_maxrss / 1024,
         "page_kb": (out / "report.html").stat().st_size / 1e3,
-        "load": load,
     }
 
 
@@ -207,22 +204,6 @@ def _advance(trainers: list[Trainer], step: int) -> None:
 # --- telling ---------------------------------------------------------------------------------
 
 
-def environment() -> dict[str, Any]:
-    """Where and with what."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout
-    return {
-        "cores": os.cpu_count(),
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.strip()[:12] + (" with changes" if changed else ""),
-        "date": date.today().isoformat(),
-        "load": os.getloadavg()[0],
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The README's tables."""
     sweep, cost, here = result["sweep"], result["trace"], result["environment"]
@@ -257,8 +238,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Environment",
         "",
-        f"- {here['cores']} cores, {here['machine']}; Python {here['python']}",
-        f"- commit {here['commit']}, {here['date']}; load at the start {here['load']:.1f}",
+        f"- {machine_of(here)}; load {here['load']:.1f} at the start",
+        f"- commit {commit_of(here)}, {here['date']}: `{here['command']}`",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 
 from mach.predictor import Predictor, open_predictor
+from mach.provenance import commit_of, environment, machine_of
 from mach.rank import available_cores
 
 HERE = Path(__file__).parent
@@ -43,13 +42,14 @@ def main() -> None:
     seconds, rounds = (2.0, 1) if options.quick else (options.seconds, options.rounds)
     predictor = open_predictor(options.run, options.window)
     torch.set_num_threads(options.threads)
-    before = os.getloadavg()[0]
+    here = environment()
     with tempfile.TemporaryDirectory() as folder, serving(options, Path(folder)) as url:
         rows = [
             measure(predictor, url, batch, seconds, rounds, options.users, Path(folder))
             for batch in options.batches
         ]
-    result = {"environment": _environment(options, before), "rows": rows}
+    settings = {"users": options.users, "threads": options.threads, "seconds": seconds}
+    result = {"environment": here, "settings": settings, "rows": rows}
     if not options.quick:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
@@ -156,26 +156,6 @@ def serving(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def _environment(options: argparse.Namespace, load: float) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return {
-        "cores": len(available_cores()),
-        "load_before": load,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "date": date.today().isoformat(),
-        "users": options.users,
-        "threads": options.threads,
-        "seconds": options.seconds,
-        "command": " ".join(["python benchmarks/serve/main.py", *words]),
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
     """The README's tables."""
     lines = [
@@ -191,23 +171,18 @@ def markdown(result: dict[str, Any]) -> str:
             f"{median(row['served_samples_per_s']):,.0f} | {_spread(row['ratio'], 2)} | "
             f"{_spread(row['half_load_p50_ms'], 0)} | {_spread(row['half_load_p99_ms'], 0)} |"
         )
-    here = result["environment"]
+    here, settings = result["environment"], result["settings"]
     lines += [
         "",
-        f"Medians (least .. most) of rounds of {here['seconds']:g} s, the bare model and "
-        f"the service in turns; {here['users']} users; threads of the model: {here['threads']}.",
+        f"Medians (least .. most) of rounds of {settings['seconds']:g} s, the bare model and "
+        f"the service in turns; {settings['users']} users; threads of the model: "
+        f"{settings['threads']}.",
         "",
         "## Environment",
         "",
-        f"{here['cores']} cores, {here['system']}, Python {here['python']}, torch {here['torch']}, "
-        f"commit {here['commit'][:12]}, {here['date']}; load before it began: "
-        f"{here['load_before']:.1f}. The load generator ran on the same cores.",
-        "",
-        "## To reproduce",
-        "",
-        "```",
-        here["command"],
-        "```",
+        f"- {machine_of(here)}; load {here['load']:.1f} at the start; the load generator ran on "
+        "the same cores",
+        f"- commit {commit_of(here)}, {here['date']}: `{here['command']}`",
     ]
     return "\n".join(lines)
 

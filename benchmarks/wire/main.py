@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
 from memory import memory
 from rich.console import Console
 from rich.markdown import Markdown
 from speed import speed
 from summary import markdown
 from variants import NETWORKS, train
+
+from mach.provenance import environment
 
 RESULT = Path(__file__).parent / "result.json"
 _console = Console(stderr=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 from variants import NETWORKS, VARIANTS
 
+from mach.provenance import commit_of, machine_of
+
 Row = Sequence[str]
 _MOST = 0.005
 """How much of its final loss a run may lose or win by the wire."""
@@ -132,14 +134,10 @@ def _environment(result: dict[str, Any]) -> str:
     rows: list[Row] = []
     for name, section in result.items():
         e = section["environment"]
-        machine = (
-            f"- {e['cpu']}, {e['cores']} cores; {e['system']}; Python {e['python']}, "
-            f"torch {e['torch']}"
-        )
+        machine = f"- {machine_of(e)}"
         if machine not in lines:
             lines.append(machine)
-        commit = (e["commit"] or "none yet")[:12] + " with changes" * e["changed"]
-        about = [f"`{e['command']}`", commit, e["date"], f"{e['load']:.2f}"]
+        about = [f"`{e['command']}`", commit_of(e), e["date"], f"{e['load']:.2f}"]
         rows.append([name, *about, f"{section['seconds']:,}"])
     head = ["section", "command", "commit", "date", "load at the start", "s it took"]
     return "\n".join([*lines, "", _table(head, rows)])

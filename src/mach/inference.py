@@ -180,10 +180,18 @@ class Run:
         bodies = [component.body for component in components]
         return Window(_student(components[0], first), bodies, components[-1].head)
 
+    def checkpoints(self, first: int, last: int) -> dict[int, checkpoint.Checkpoint]:
+        """What each of these components was last saved in, by its index.
+
+        Raises:
+            CheckpointError: nothing is saved of one, or what is saved is of another network.
+        """
+        return {k: self._checkpoint(k) for k in range(first, last + 1)}
+
     def _components(self, first: int, last: int | None) -> list[Component]:
         last = self.config.components - 1 if last is None else last
         self._check(first, last)
-        saved = {k: self._checkpoint(k) for k in range(first, last + 1)}  # before the slow part
+        saved = self.checkpoints(first, last)  # before the slow part
         components = []
         for k, found in saved.items():
             component, _ = self.assembly.component(k, self._device)

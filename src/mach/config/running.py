@@ -139,8 +139,8 @@ class ReportConfig:
     tags: list[str] = field(default_factory=list)
     """Tags of the wandb runs; in a sweep the sweep's name is one more."""
     artifacts: str = "online"
-    """online: checkpoints are uploaded to wandb as artifacts where it is online; always: offline
-    they are copied for `wandb sync`; off."""
+    """online: checkpoints and exported models are uploaded to wandb as artifacts where wandb is
+    online; always: offline they are copied for `wandb sync`; off."""
     finish_timeout_s: float = 30.0
     """Longest wait, when a run ends, for what wandb has yet to upload."""
     tensorboard: bool = False

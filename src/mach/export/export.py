@@ -33,6 +33,7 @@ from mach.export.folder import (
     writing,
 )
 from mach.export.plain import Standardise, load_folder
+from mach.export.publish import publish
 from mach.export.standalone import standalone
 from mach.inference import Run
 from mach.signature import Signature, signature_of
@@ -92,6 +93,7 @@ def export(config: ExportConfig) -> Path:
         (folder / CARD).write_text(text)
         # Last: what has no description is no exported model.
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    publish(out, description, run.config, run.run_dir, run.checkpoints(first, last))
     return out
 
 

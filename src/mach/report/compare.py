@@ -7,6 +7,7 @@ differs is shown, of the results all; beside a result its difference to that of 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def gather(paths: Iterable[Path], notes: Notes) -> list[RunRecord]:
     """
     found: dict[Path, RunRecord] = {}
     for path in paths:
-        _note_failed_jobs(path, notes)
+        _note_jobs(path, notes)
         try:
             folders = find_runs(path)
         except RunFolderError as error:
@@ -93,7 +94,8 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _note_failed_jobs(path: Path, notes: Notes) -> None:
+def _note_jobs(path: Path, notes: Notes) -> None:
+    """Say which jobs of a sweep failed, and which are told of more than once."""
     try:
         _, rows = sweeptable.read(path / sweeptable.TABLE)
     except RunFolderError as error:
@@ -102,6 +104,10 @@ def _note_failed_jobs(path: Path, notes: Notes) -> None:
     for row in sweeptable.failed(rows):
         job = path / row[sweeptable.JOB]
         notes.add(job, f"this job failed: {row.get(sweeptable.ERROR) or 'it does not say why'}")
+    for name, count in Counter(row[sweeptable.JOB] for row in rows).items():
+        if count > 1:
+            told = f"{count} results for job {name} in {sweeptable.TABLE}"
+            notes.add(path, f"{told}; its own folder's is taken")
 
 
 # --- printing ------------------------------------------------------------------------------

@@ -7,11 +7,17 @@ import re
 from pathlib import Path
 
 
-def run_id(group: str, component: int, run_dir: Path) -> str:
-    """The same for every life of a component, different for two folders of one name."""
+def run_id(group: str, member: int | str, run_dir: Path) -> str:
+    """The same for every life of a component, different for two folders of one name.
+
+    Args:
+        member: which component, or the name of what was exported.
+    """
     place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
-    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", group)[:40]  # 64 signs at most, none of /\#?%:
-    return f"{readable}-{component}-{place}"
+    # 64 signs at most, none of /\#?%:
+    readable, which = (re.sub(r"[^A-Za-z0-9_-]+", "-", str(name)) for name in (group, member))
+    which = which[:30]
+    return f"{readable[: min(40, 54 - len(which))]}-{which}-{place}"
 
 
 def artifact_name(run: str, kind: str) -> str:

@@ -69,6 +69,7 @@ SECTIONS = (
         (
             Panel("Exits", _evaluation("eval_", ordered=True)),
             Panel("Loss of exits", (Metric("eval_loss", "min", ordered=True),)),
+            Panel("Exits at the end of a free run", regex=r"eval_exit_\d+_.*"),
             Panel("Windows of one component", _evaluation("eval_window_", child=True)),
             Panel("Loss of windows", (Metric("eval_window_loss", "min", child=True),)),
             Panel("Windows of several components", regex=r"eval_window_\d+_.*"),

@@ -10,15 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from mach import runfolder
 from mach.config import Config
-from mach.configfile import load, to_yaml
-from mach.errors import MachError
+from mach.configfile import to_yaml
 from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.companion import Companion
 from mach.report.jsonl import JsonLines
-from mach.report.names import artifact_name, run_id, step_alias
+from mach.report.lineage import artifact_of, group_of
 
 
 class Sink(Protocol):
@@ -96,14 +94,14 @@ def build(
         slow["wandb"] = {
             "mode": mode,
             "project": report.project,
-            "group": _group(config, run_dir),
-            "component": component,
+            "group": group_of(config, run_dir),
+            "member": component,
             "config": asdict(config) | {"component": component, "cut": _cut(config)},
             "run_dir": str(run_dir),
             "resume": resume_step > 0,
             "tags": report.tags,
             "artifacts": report.artifacts,
-            "began_from": None if began_from is None else _artifact_of(began_from, component),
+            "began_from": [] if began_from is None else [artifact_of(began_from, component)],
             "trainer": os.getpid(),
         }
     if report.tensorboard:
@@ -117,23 +115,8 @@ def build(
     return Reporter(sinks)
 
 
-def _group(config: Config, run_dir: Path) -> str:
-    return config.report.group or run_dir.resolve().name
-
-
 def _cut(config: Config) -> list[str] | None:
     """First and last block of each component; None where that is yet to be found."""
     if not config.model.settled:
         return None
     return [f"{blocks.start}..{blocks.stop - 1}" for blocks in config.bodies()]
-
-
-def _artifact_of(checkpoint: Path, component: int) -> str:
-    """The name wandb knows a component's part of a checkpoint by."""
-    run_dir = checkpoint.resolve().parents[1]
-    try:
-        group = _group(load(run_dir / runfolder.CONFIG), run_dir)
-    except (MachError, OSError):  # moved away from its run
-        group = run_dir.name
-    step = int(checkpoint.name.removeprefix("step-"))
-    return f"{artifact_name(run_id(group, component, run_dir), 'checkpoint')}:{step_alias(step)}"

@@ -1,8 +1,8 @@
 """How does wandb see a run?
 
-One wandb run per component, all in one group. wandb is slow to import (0.5 s and more) and to start
-(0.6 s; 15 s where the server does not answer), and takes about a millisecond for a
-line: all of it happens on the thread of a BackgroundSink.
+One wandb run per component, all in one group, and one for each model that is exported. wandb is
+slow to import (0.5 s and more) and to start (0.6 s; 15 s where the server does not answer), and
+takes about a millisecond for a line: all of it happens on the thread of a BackgroundSink.
 """
 
 from __future__ import annotations
@@ -30,19 +30,25 @@ AXIS = "optimizer_step"
 """What wandb draws everything over; `samples` and `wall_s` are in every line beside it."""
 
 
+_ABOUT = ("component", "git", "cut", "model_json")
+"""What of the config is said of an artifact, too."""
+
+
 class WandbSink(BackgroundSink):
-    """The wandb run of one component.
+    """The wandb run of one component, or of a model that was exported.
 
     Args:
         mode: online or offline.
-        group: all components of one launch; this one's wandb run is called `<group>-<component>`.
+        group: all components of one launch; this one's wandb run is called `<group>-<member>`.
+        member: which component, or the name of what was exported.
         config: what the run was started with, shown beside it.
         run_dir: run folder; wandb's files go to `<run_dir>/wandb`.
-        resume: go on with this component's earlier wandb run, if there is one.
+        resume: go on with this member's earlier wandb run, if there is one.
         tags: of the wandb run.
         artifacts: whether checkpoints and models are kept: online, always or off.
-        began_from: artifact of the checkpoint that this run goes on from, as `name:alias`.
+        began_from: artifacts of the checkpoints that this run goes on from, as `name:alias`.
         trainer: process whose load is measured; None is this one.
+        job_type: component or export.
     """
 
     def __init__(
@@ -50,18 +56,19 @@ class WandbSink(BackgroundSink):
         mode: str,
         project: str,
         group: str,
-        component: int,
+        member: int | str,
         config: dict[str, Any],
         run_dir: Path | str,
         resume: bool,
         capacity: int = CAPACITY,
         tags: Sequence[str] = (),
         artifacts: str = "online",
-        began_from: str | None = None,
+        began_from: Sequence[str] = (),
         timeout_s: float = CLOSE_TIMEOUT_S,
         trainer: int | None = None,
+        job_type: str = "component",
     ) -> None:
-        self._component = component
+        self._member = member
         self._artifacts = artifacts
         self._began_from = began_from
         self._trainer = trainer
@@ -69,9 +76,9 @@ class WandbSink(BackgroundSink):
             "mode": mode,
             "project": project,
             "group": group,
-            "name": f"{group}-{component}",
-            "id": run_id(group, component, Path(run_dir)),
-            "job_type": "component",
+            "name": f"{group}-{member}",
+            "id": run_id(group, member, Path(run_dir)),
+            "job_type": job_type,
             "tags": list(tags) or None,
             "dir": str(run_dir),
             "config": config,
@@ -80,7 +87,7 @@ class WandbSink(BackgroundSink):
             "reinit": "create_new",
         }
         self._run: Any = None
-        super().__init__(f"wandb: run {group}-{component}", capacity, timeout_s)
+        super().__init__(f"wandb: run {group}-{member}", capacity, timeout_s)
 
     def saved(self, artifact: Artifact) -> None:
         """Queue a checkpoint or a model; never waits, never raises."""
@@ -111,7 +118,7 @@ class WandbSink(BackgroundSink):
             silent=True,
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or START_TIMEOUT_S),
             # One machine, one set of curves of its load.
-            x_disable_stats=self._component > 0,
+            x_disable_stats=self._member != 0,
             x_stats_pid=self._trainer or os.getpid(),
         )
         try:
@@ -130,6 +137,14 @@ class WandbSink(BackgroundSink):
             wandb.teardown()
             self._arguments["mode"] = "offline"
             self._run = wandb.init(settings=settings, **self._arguments)
+        if self._arguments["job_type"] == "component":
+            self._define_metrics()
+        if self._arguments["mode"] == "online":
+            for checkpoint in self._began_from:
+                missing = f"it does not know {checkpoint}, which this began from"
+                self._try(missing, self._run.use_artifact, checkpoint)
+
+    def _define_metrics(self) -> None:
         # wandb's own step restarts at 0 when an offline run is resumed; ours does not.
         self._run.define_metric(AXIS)
         for metric in panels.metrics():
@@ -138,31 +153,28 @@ class WandbSink(BackgroundSink):
                 self._run.define_metric(metric.key, step_metric=AXIS, summary=summary)
         self._run.define_metric("*", step_metric=AXIS)
 
-        if self._began_from is not None and self._arguments["mode"] == "online":
-            self._try("the checkpoint it began from", self._run.use_artifact, self._began_from)
-
     def _keep(self, artifact: Artifact) -> None:
         online = self._arguments["mode"] == "online"
         if self._artifacts == "always" or (self._artifacts == "online" and online):
-            self._try(str(artifact.folder), self._upload, artifact)
+            lost = f"{artifact.folder} is not kept as an artifact"
+            self._try(lost, self._upload, artifact)
 
     def _upload(self, artifact: Artifact) -> None:
         import wandb
 
         name = artifact_name(self._arguments["id"], artifact.kind)
-        about = {key: self._arguments["config"].get(key) for key in ("component", "git", "cut")}
+        config = self._arguments["config"]
+        about = {key: config[key] for key in _ABOUT if key in config}
         kept = wandb.Artifact(name, artifact.kind, metadata=about | {"step": artifact.step})
         kept.add_dir(str(artifact.folder))  # copied: the run may soon prune what is there
         self._run.log_artifact(kept, aliases=["latest", step_alias(artifact.step)])
 
-    def _try(self, what: str, do: Callable[..., Any], *arguments: Any) -> None:
+    def _try(self, otherwise: str, do: Callable[..., Any], *arguments: Any) -> None:
         """An artifact that cannot be kept costs nothing but itself."""
         try:
             do(*arguments)
         except Exception as error:
-            _log.warning(
-                "%s: %s is not kept as an artifact: %s", self._title, what, one_line(error)
-            )
+            _log.warning("%s: %s: %s", self._title, otherwise, one_line(error))
 
     @property
     def _folder(self) -> Path:

@@ -31,6 +31,7 @@ from mach.roster import Beat, Pulse, Roster, Silence
 from mach.session.publish import publish
 from mach.session.saver import Saver
 from mach.session.seat import Seat
+from mach.sweeptable import METRICS
 from mach.trainer import Faults, FreeWorker, Trainer, moves
 
 _LONGEST_PAUSE_S = 60.0
@@ -70,6 +71,16 @@ def _warm_up() -> None:
     save (1 s): nobody is waiting yet."""
     import_module("torch.fx.experimental.symbolic_shapes")
     checkpoint.warm_up()
+
+
+def _exits(result: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of every exit: none of them was another component's to know before."""
+    return {
+        f"eval_exit_{row['exit']}_{kind}": row[kind]
+        for row in result["chain"]
+        for kind in (*METRICS, "loss")
+        if kind in row
+    }
 
 
 class _BellClock:
@@ -137,8 +148,11 @@ class _Life:
             if self._stopped_by:
                 self._stop()
             channels.close_links()
-        self._state = "publishing"
-        publish(seat, self._roster, self._go_on)
+            self._state = "publishing"
+            result = publish(seat, self._roster, self._go_on)
+            if result is not None:
+                self._reporter.log({"step": config.steps, **_exits(result)})
+            self._state = "done"
         self._pulse.stop()
 
     # --- hooks of the trainer ------------------------------------------------------------------

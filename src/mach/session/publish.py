@@ -19,16 +19,19 @@ from mach.session.seat import Seat
 from mach.trainer import evaluate
 
 
-def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> None:
+def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> dict[str, Any] | None:
     """Write the run's result, if that falls to this component.
 
     Args:
         beat: called every now and then while it evaluates.
+
+    Returns:
+        What was written; None where another component does it.
     """
     size = seat.config.components
     alive = [k for k in range(size) if not roster.is_gone(k)]
     if seat.rank.index != alive[0]:
-        return
+        return None
     scores = evaluate(
         [_saved(seat, k) for k in range(size)],
         seat.batches,
@@ -47,6 +50,7 @@ def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> None:
     )
     result["free"] = [_account(roster, k) for k in range(size)]
     runfolder.write_result(seat.run_dir, result)
+    return result
 
 
 def _saved(seat: Seat, k: int) -> Component | None:
