@@ -3,6 +3,8 @@
     python benchmarks/logging/member.py SINKS FOLDER COMPONENT PRODUCTS
 
 Says `ready` when it could begin, begins with the first line of stdin, and prints what it measured.
+In every other phase of the machine's clock it does not log, so what else goes on there meets both
+alike, and several members change at the same time.
 """
 
 from __future__ import annotations
@@ -11,15 +13,14 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
-from variants import METRICS, SINKS, STEPS, WARM_UP
+from variants import LAG_S, MEASURED_S, METRICS, PHASE_S, SINKS, WARM_UP_S
 
-from mach.config import Config
 from mach.configfile import from_mapping
 from mach.report.reporter import Reporter, build
 
@@ -30,7 +31,8 @@ def main() -> None:
     """Take all steps and print their times."""
     sinks, folder, component, products = sys.argv[1:]
     torch.set_num_threads(1)
-    with reporting(SINKS[sinks], Path(folder), int(component)) as reporter:
+    config = from_mapping({"components": int(component) + 1, "report": SINKS[sinks]})
+    with build(config, Path(folder), int(component), 0) as reporter:
         print("ready", flush=True)
         sys.stdin.readline()
         found = train(reporter, int(products))
@@ -38,40 +40,37 @@ def main() -> None:
     print(json.dumps({**found, "close_s": time.perf_counter() - began_s}), flush=True)
 
 
-@contextmanager
-def reporting(report: dict[str, Any] | None, folder: Path, component: int) -> Iterator[Reporter]:
-    """The reporter that a rank has."""
-    config: Config = from_mapping({"components": component + 1, "report": report or {}})
-    with Reporter([]) if report is None else build(config, folder, component, 0) as reporter:
-        yield reporter
-
-
 def train(reporter: Reporter, products: int) -> dict[str, Any]:
-    """Steps and the part of them that was logging, each in milliseconds of the clock."""
-    made = record(0)
-    names = [name for name in made if name.startswith("metric/")]
-    steps: list[float] = []
+    """Steps with and without a line: their ratio in each two phases, and what logging took.
+
+    Times are the clock's, in milliseconds.
+    """
+    line = {"step": 0, "samples": 0, "wall_s": 0.0}
+    names = [f"metric/{n}" for n in range(METRICS - len(line))]
+    phases: dict[int, list[float]] = {}
     logging: list[float] = []
-    for step in range(1, WARM_UP + STEPS + 1):
-        began = time.perf_counter()
+    begin = time.monotonic()
+    while (now := time.monotonic()) < begin + WARM_UP_S + MEASURED_S:
+        phase, into_s = divmod(now, PHASE_S)
+        logs = now < begin + WARM_UP_S or phase % 2 == 1  # wandb is loaded and begins meanwhile
+        line["step"] += 1
+        values = {name: random.random() for name in names}
+        before = time.perf_counter()
         compute(products)
         computed = time.perf_counter()
-        made["step"] = step
-        for name in names:
-            made[name] = random.random()
-        before = time.perf_counter()
-        reporter.log(made)
+        if logs:
+            reporter.log(line | values)
         ended = time.perf_counter()
-        if step > WARM_UP:  # by then wandb is loaded, and has begun
-            steps.append(1e3 * (computed - began + ended - before))
-            logging.append(1e3 * (ended - before))
-    return {"steps_ms": steps, "logging_ms": logging}
-
-
-def record(step: int) -> dict[str, Any]:
-    """A line with as many numbers as are asked for."""
-    about = {"step": step, "samples": 0, "wall_s": 0.0}
-    return about | {f"metric/{n}": 0.0 for n in range(METRICS - len(about))}
+        if now > begin + WARM_UP_S and into_s > LAG_S:
+            phases.setdefault(int(phase), []).append(1e3 * (ended - before))
+            if logs:
+                logging.append(1e3 * (ended - computed))
+    means = {phase: mean(steps) for phase, steps in phases.items()}
+    return {
+        "logging_ms": mean(logging),
+        "step_ms": mean(ms for phase, ms in means.items() if phase % 2 == 0),
+        "ratios": [(means[b] / means[a]) ** (1 if b % 2 else -1) for a, b in pairwise(means)],
+    }
 
 
 def compute(products: int) -> None:

@@ -8,10 +8,12 @@ METRICS = 100
 """Numbers of a line."""
 STEP_MS = 50.0
 """A step without logging: with a line after each that is 20 lines a second."""
-WARM_UP, STEPS = 80, 240
+WARM_UP_S, MEASURED_S = 6.0, 40.0
+PHASE_S, LAG_S = 2.0, 0.7
+"""Steps log in every other phase. What came late of a phase, as the companion looks every 0.5 s,
+falls into the beginning of the next, which does not count."""
 
-SINKS: dict[str, dict[str, Any] | None] = {
-    "nothing": None,
+SINKS: dict[str, dict[str, Any]] = {
     "file": {"wandb": "off"},
     "file, wandb": {"wandb": "offline"},
     "file, wandb, TensorBoard": {"wandb": "offline", "tensorboard": True},

@@ -42,7 +42,7 @@ class JsonLines:
         A line that cannot be written is counted, and the first one is told: a full disk is no
         reason to stop training.
         """
-        line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+        line = _encoded(record).encode() + b"\n"
         rest = b"\n" + line if self._torn else line  # what is left of the torn one is skipped
         try:
             while rest:
@@ -150,6 +150,13 @@ def parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def _encoded(record: dict[str, Any]) -> str:
+    try:
+        return _ENCODER.encode(record)
+    except ValueError:  # a number that is not finite: rare, and dear to look for in every line
+        return _ENCODER.encode(_plain(record))
+
+
 def _plain(value: Any) -> Any:
     """The value as JSON knows it; numpy scalars and 0-d tensors are numbers too."""
     if value is None or isinstance(value, str | bool | int):
@@ -163,3 +170,6 @@ def _plain(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return number if math.isfinite(number) else None
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, default=_plain)
