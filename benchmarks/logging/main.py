@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from member import compute
-from variants import MEASURED_S, METRICS, PHASE_S, SINKS, STEP_MS
+from variants import MEASURED_S, METRICS, PHASE_S, SINKS, STEP_MS, STEPS
 
 from mach.provenance import commit_of, environment, machine_of
 
@@ -39,13 +39,14 @@ def main() -> None:
     if options.markdown:
         print(markdown(json.loads(RESULT.read_text())))
         return
-    result: dict[str, Any] = {"environment": environment(), "members": {}}
-    products = calibrate()
-    for members in (1, os.cpu_count() or 1):
-        rounds: list[dict[str, Any]] = []
-        for _ in range(1 if options.quick else options.rounds):
-            rounds.append({sinks: together(sinks, members, products) for sinks in SINKS})
-        result["members"][str(members)] = rounds
+    members = os.cpu_count() or 1
+    result: dict[str, Any] = {"environment": environment(), "members": members, "steps": {}}
+    for step in STEPS:
+        products = calibrate() if step == "computes" else 0
+        result["steps"][step] = [
+            {sinks: together(sinks, members, products) for sinks in SINKS}
+            for _ in range(1 if options.quick else options.rounds)
+        ]
     if not options.quick:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
@@ -102,10 +103,10 @@ def markdown(result: dict[str, Any]) -> str:
     """The README's tables."""
     e = result["environment"]
     lines = ["## Result", ""]
-    for members, rounds in result["members"].items():
-        many = f"{members} components, one for each core," if members != "1" else "One component"
+    for step, rounds in result["steps"].items():
         lines += [
-            f"{many} with {METRICS} metrics in a line after every step of {STEP_MS:g} ms:",
+            f"{STEPS[step]}: {result['members']} of them, a line of {METRICS} metrics after every "
+            f"step of {STEP_MS:g} ms:",
             "",
             "| lines go to | the call, ms | part of a step, % | a step with a line, times one "
             "without | pairs of phases | < 1 % | s to finish |",

@@ -2,6 +2,8 @@
 
     python benchmarks/logging/member.py SINKS FOLDER COMPONENT PRODUCTS
 
+PRODUCTS: of matrices, as long as a step; 0 waits for as long in their place.
+
 Says `ready` when it could begin, begins with the first line of stdin, and prints what it measured.
 In every other phase of the machine's clock it does not log, so what else goes on there meets both
 alike, and several members change at the same time.
@@ -19,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from variants import LAG_S, MEASURED_S, METRICS, PHASE_S, SINKS, WARM_UP_S
+from variants import LAG_S, MEASURED_S, METRICS, PHASE_S, SINKS, STEP_MS, WARM_UP_S
 
 from mach.configfile import from_mapping
 from mach.report.reporter import Reporter, build
@@ -74,7 +76,9 @@ def train(reporter: Reporter, products: int) -> dict[str, Any]:
 
 
 def compute(products: int) -> None:
-    """The rest of a step: products of matrices, on one core."""
+    """The rest of a step: products of matrices on one core, or nothing for as long."""
+    if not products:
+        time.sleep(STEP_MS / 1e3)
     a = torch.full((_SIZE, _SIZE), 1e-3)
     for _ in range(products):
         a = a @ a + 1e-3

@@ -13,6 +13,11 @@ PHASE_S, LAG_S = 2.0, 0.7
 """Steps log in every other phase. What came late of a phase, as the companion looks every 0.5 s,
 falls into the beginning of the next, which does not count."""
 
+STEPS = {
+    "waits": "Components that wait while they compute, as for a GPU",
+    "computes": "Components that compute on a core each, and leave none to anybody",
+}
+
 SINKS: dict[str, dict[str, Any]] = {
     "file": {"wandb": "off"},
     "file, wandb": {"wandb": "offline"},
