@@ -23,7 +23,7 @@ LINES = [
     "trainer",
     "checkpoint",
     "inference signature",
-    "export",
+    "export consolidation",
     "predictor",
     "choice asking serve",
     "report records page",

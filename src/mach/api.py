@@ -68,10 +68,11 @@ def load(
     """A trained model as one plain module, in evaluation mode: `mach.load("runs/mine")(x)`.
 
     Args:
-        path: a run folder, or what `mach export` has written with format=safetensors or onnx: the
-            folder, or the file with the weights in it. Nothing is ever unpickled.
-        window: (j, i) or "j..i": student j, bodies j to i, head i; (0, i) is the chain. None: the
-            whole chain of a run, and of an exported folder what it has.
+        path: a run folder, or what `mach export` (format=safetensors or onnx) or `mach consolidate`
+            has written: the folder, or the file with the weights in it. Nothing is ever unpickled.
+        window: (j, i) or "j..i": student j, bodies j to i, head i; (0, i) is the chain.
+            "consolidated/j..i": what `mach consolidate` has made of it. None: the whole chain of a
+            run, and of another folder what it has.
         device: where it goes; onnx stays on the CPU.
 
     Returns:

@@ -12,11 +12,11 @@ from typing import TypeVar
 _HELP = """train: run a chain; takes Hydra overrides. plan: print what that will cost; takes the
 same. generate: let the chain or a window of a
 language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
-their folders. models: list what a run has, with what it costs, and choose. export: write one of
-them as files that need no mach. predict: ask it about samples in a file. serve: let it answer over
-HTTP. report: draw runs and sweeps on one page; takes their folders.
-watch: show a run, or all below a folder, while they run. dashboard: wandb's workspace for
-them. `mach VERB --help` says more"""
+their folders. models: list what a run has, with what it costs, and choose. consolidate: train a
+window together, taught by the chain. export: write one of them as files that need no mach. predict:
+ask it about samples in a file. serve: let it answer over HTTP. report: draw runs and sweeps on one
+page; takes their folders. watch: show a run, or all below a folder, while they run. dashboard:
+wandb's workspace for them. `mach VERB --help` says more"""
 
 Arguments = TypeVar("Arguments")
 
@@ -111,6 +111,26 @@ def _export(arguments: list[str]) -> int:
         act,
         "Write the chain or a window of a run as files that need no mach.",
         "mach export runs/mine window=1..3 format=onnx",
+    )
+
+
+def _consolidate(arguments: list[str]) -> int:
+    from mach.config import ConsolidateConfig
+
+    def act(config: ConsolidateConfig) -> int:
+        from mach.consolidation.consolidate import consolidate
+
+        print(consolidate(config, lambda line: print(line, flush=True)).path)
+        return 0
+
+    return _ask(
+        "consolidate",
+        arguments,
+        ConsolidateConfig,
+        act,
+        "Train student, bodies and head of a window together, taught by the whole chain, and keep "
+        "the result beside the run's own.",
+        "mach consolidate runs/mine window=2..3 steps=1000",
     )
 
 
@@ -235,6 +255,7 @@ _VERBS = {
     "generate": _generate,
     "compare": _compare,
     "models": _models,
+    "consolidate": _consolidate,
     "export": _export,
     "predict": _predict,
     "serve": _serve,

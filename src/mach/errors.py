@@ -44,6 +44,10 @@ class CheckpointError(MachError):
     exit_code = 2
 
 
+class ConsolidationError(MachError):
+    """A window that training together did not make better."""
+
+
 class ExportError(MachError):
     """A model that cannot be written in a format, or that answers otherwise there."""
 

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from mach.config import GenerateConfig, SequenceConfig
+from mach.config.window import Name
 from mach.data.tokenizers import Tokenizer
 from mach.errors import ConfigError
-from mach.inference import Run
+from mach.inference import Run, open_model
+from mach.rank import device_named
 
 # T tokens, V vocabulary
 
@@ -33,12 +35,15 @@ _HALF = "\N{REPLACEMENT CHARACTER}"
 class Writer:
     """A chain or a window of a language model, with the tokenizer it was trained with."""
 
-    def __init__(self, run: Run, first: int = 0, last: int | None = None) -> None:
+    def __init__(
+        self, run: Run, first: int = 0, last: int | None = None, *, consolidated: bool = False
+    ) -> None:
         """
         Args:
             run: of a language model.
             first: component the window begins at; 0 is the chain.
             last: component it ends at; None is the top.
+            consolidated: as `mach consolidate` has made it.
 
         Raises:
             MachError: there is no such window, it has no checkpoint, or it is no language model.
@@ -50,7 +55,8 @@ class Writer:
                 "Train one with data=text data.path=FILE model=gpt."
             )
         self.context = data.context
-        self.model = run.window(first, last)
+        last = run.config.components - 1 if last is None else last
+        self.model = run.model(Name(first, last, consolidated))
         if run.tokenizer is None:
             raise ConfigError(
                 f"run={run.run_dir}: expected a run that knows its tokenizer; its data is "
@@ -168,8 +174,9 @@ def generate(config: GenerateConfig) -> int:
     Raises:
         MachError: what was asked for cannot be had.
     """
-    run = Run(config.run, _device(config.device))
-    pieces = Writer(run, *config.bounds()).write(
+    run, name = open_model(config.run, config.window, device_named(config.device))
+    writer = Writer(run, name.first, name.last, consolidated=name.consolidated)
+    pieces = writer.write(
         config.prompt,
         tokens=config.tokens,
         temperature=config.temperature,
@@ -188,10 +195,3 @@ def generate(config: GenerateConfig) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # for Python's own last flush
     return 0
-
-
-def _device(name: str) -> torch.device:
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
-        raise ConfigError("device=cuda: expected a GPU, found none. Use device=cpu.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and present) else "cpu")

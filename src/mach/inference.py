@@ -4,11 +4,12 @@
 # chain 0..i     body 0 .. body i, head i
 # window j..i    student j, body j .. body i, head i
 # its exits      the same up to each of j .. i
+# consolidated/j..i    the window with weights that `mach consolidate` has trained together
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from mach import checkpoint, runfolder
+from mach.checkpoint import consolidated
 from mach.component import Component
 from mach.component.join import enter
 from mach.config import Config, SequenceConfig
+from mach.config.window import Name, name_of
 from mach.configfile import load
-from mach.data import Dataset, open_dataset
+from mach.data import Batches, Dataset, open_dataset
 from mach.data.tokenizers import Tokenizer
 from mach.errors import CheckpointError, ConfigError, RunFolderError
-from mach.metrics import Task
+from mach.metrics import Score, Task
 from mach.shapes import TensorSpec
 from mach.trainer import Assembly
 
@@ -88,6 +91,8 @@ class Run:
 
     config: Config
     """The run's own."""
+    device: torch.device
+    """Where its models go."""
 
     def __init__(self, run_dir: Path | str, device: torch.device | None = None) -> None:
         """
@@ -99,7 +104,7 @@ class Run:
             RunFolderError: it is no run folder.
         """
         self.run_dir = Path(run_dir)
-        self._device = device or torch.device("cpu")
+        self.device = device or torch.device("cpu")
         if not (self.run_dir / runfolder.CONFIG).is_file():
             found = "a folder without one" if self.run_dir.is_dir() else "no such folder"
             raise RunFolderError(
@@ -153,6 +158,31 @@ class Run:
             components[-1].head,
         )
 
+    def model(self, name: Name) -> Window:
+        """The model that is named: a chain or a window as last saved, or as it was consolidated.
+
+        Raises:
+            MachError: as `window`, and as `mach.checkpoint.consolidated.find` and its `load`.
+        """
+        if not name.consolidated:
+            return self.window(name.first, name.last)
+        self.check(name.first, name.last)
+        found = consolidated.find(self.run_dir, name)
+        window = self.untrained(name.first, name.last)
+        found.load(window)
+        return window
+
+    def score(self, model: Callable[[Tensor], Tensor], batches: Batches) -> dict[str, float]:
+        """Loss and metric of a model on the whole split that `batches` evaluates, on the run's
+        device. The model is in evaluation mode."""
+        targets = self.assembly.family.targets
+        score = Score(self.device)
+        with torch.inference_mode():
+            for batch in range(batches.evaluation_batches()):
+                x, y = batches.evaluation(batch)
+                score.add(model(x), targets(y))
+        return score.result(batches.task)
+
     def exits(self, first: int = 0, last: int | None = None) -> Exits:
         """The same with the heads of all its components. Raises as `window` does."""
         components = self._components(first, last)
@@ -169,14 +199,14 @@ class Run:
             saved = self._find(k)
             component = None
             if saved is not None:
-                component, _ = self.assembly.component(k, self._device)
+                component, _ = self.assembly.component(k, self.device)
                 checkpoint.load_weights(self._checkpoint(k), k, component)
             found.append(component)
         return found
 
     def untrained(self, first: int, last: int) -> Window:
         """The same window, built anew with its first weights."""
-        components = [self.assembly.component(k, self._device)[0] for k in range(first, last + 1)]
+        components = [self.assembly.component(k, self.device)[0] for k in range(first, last + 1)]
         bodies = [component.body for component in components]
         return Window(_student(components[0], first), bodies, components[-1].head)
 
@@ -190,16 +220,21 @@ class Run:
 
     def _components(self, first: int, last: int | None) -> list[Component]:
         last = self.config.components - 1 if last is None else last
-        self._check(first, last)
+        self.check(first, last)
         saved = self.checkpoints(first, last)  # before the slow part
         components = []
         for k, found in saved.items():
-            component, _ = self.assembly.component(k, self._device)
+            component, _ = self.assembly.component(k, self.device)
             checkpoint.load_weights(found, k, component)
             components.append(component)
         return components
 
-    def _check(self, first: int, last: int) -> None:
+    def check(self, first: int, last: int) -> None:
+        """Whether the run has such a window.
+
+        Raises:
+            ConfigError: it has not; says which there are.
+        """
         top, students = self.config.components - 1, self.config.student.enabled
         if 0 <= first <= last <= top and (first == 0 or students):
             return
@@ -235,6 +270,40 @@ class Run:
                 f"{found.manifest['components']}"
             )
         return found
+
+
+def open_model(
+    path: Path | str, window: str | None = None, device: torch.device | None = None
+) -> tuple[Run, Name]:
+    """The run that is meant, and which of its models.
+
+    Args:
+        path: a run folder; or the folder of a consolidated window in one, or a file of it.
+        window: j..i or consolidated/j..i. None: the whole chain, or what the path names.
+
+    Raises:
+        MachError: there is no such run, or no such window in it. What is saved of it is read later.
+    """
+    found = consolidated.run_of(Path(path))
+    if found is None:
+        run = Run(path, device)
+    else:
+        run_dir, own = found
+        if window not in (None, own):
+            raise ConfigError(
+                f"window={window}: expected {own}, the only one that {path} has. Leave it out, or "
+                "give the run folder."
+            )
+        if not (run_dir / runfolder.CONFIG).is_file():
+            raise RunFolderError(
+                f"{path}: expected a consolidated window in its run folder, which has "
+                f"{runfolder.CONFIG}; got one without it two folders above. Move it back; "
+                "to take it elsewhere, export it: mach export"
+            )
+        run, window = Run(run_dir, device), own
+    name = name_of(window, run.config.components - 1)
+    run.check(name.first, name.last)
+    return run, name
 
 
 def _student(lowest: Component, first: int) -> nn.Module | None:

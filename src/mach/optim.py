@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mach.config import OptimConfig
 from mach.muon import Muon
@@ -163,6 +164,18 @@ class _Matrix:
 
     def _rows(self, kernel: Tensor) -> Tensor:
         return kernel.permute(self._axes).flatten(1)
+
+
+def matrices_of(prefix: str, module: nn.Module) -> frozenset[str]:
+    """What Muon takes of a body: what multiplies, by its name below `prefix`. A table is looked up,
+    and Muon's orthogonal step is not meant for that."""
+
+    def weights_of(kind: type[nn.Module]) -> set[str]:
+        return {f"{prefix}.{n}.weight" for n, m in module.named_modules() if isinstance(m, kind)}
+
+    tables, kernels = weights_of(nn.Embedding), weights_of(_ConvNd)
+    named = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
+    return frozenset({n for n, p in named.items() if p.ndim == 2 or n in kernels} - tables)
 
 
 def beside(config: OptimConfig, lr: float) -> OptimConfig:

@@ -223,6 +223,18 @@ def device_kind(config: Config) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_named(name: str) -> torch.device:
+    """The device that `device=` asks for outside a run: cpu, cuda, or auto.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    present = torch.cuda.is_available()
+    if name == "cuda" and not present:
+        raise ConfigError("device=cuda: expected a GPU, found none. Use device=cpu.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and present) else "cpu")
+
+
 def age_s() -> float:
     """Seconds since this process was started, its imports included (Linux; elsewhere since now)."""
     try:

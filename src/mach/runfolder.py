@@ -10,6 +10,7 @@ runs/<name>/
   launcher.lock            held by the `mach train` that runs here
   result.json              written once, at the end, atomically
   exports/                 see mach.export
+  consolidated/            see mach.checkpoint.consolidated
   wandb/
 """
 
@@ -19,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -197,6 +199,31 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `out` at the end, in place of what is there; or is gone
+    if that is not reached.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+    except OSError as error:
+        raise RunFolderError(
+            f"out={out}: expected a folder that can be written; {error.strerror or error}. Choose "
+            "another `out`."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _same_run(run_dir: Path, before: Config, config: Config) -> None:

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from mach.config import ModelsConfig
+from mach.config.window import Name
 from mach.errors import ConfigError
 
 
@@ -39,6 +40,8 @@ class Candidate:
     """On disk, as safetensors."""
     latencies: tuple[Latency, ...] = ()
     """The first is of one sample with one thread."""
+    consolidated: bool = False
+    """Whether it is what `mach consolidate` has made of the window."""
 
     @property
     def quality(self) -> float:
@@ -54,9 +57,9 @@ class Candidate:
         return float(getattr(self, kind))
 
     @property
-    def title(self) -> str:
-        """`window 1..3` or `chain 0..3`."""
-        return f"{'window' if self.first else 'chain'} {self.first}..{self.last}"
+    def name(self) -> Name:
+        """What it is called."""
+        return Name(self.first, self.last, self.consolidated)
 
 
 def frontier(candidates: Sequence[Candidate], cost: str) -> list[bool]:

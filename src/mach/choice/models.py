@@ -11,8 +11,11 @@ from safetensors.torch import save
 from torch import nn
 
 from mach import runfolder
+from mach.checkpoint import consolidated
+from mach.checkpoint.consolidated import Consolidated
 from mach.choice.frontier import Candidate
 from mach.choice.latency import latencies
+from mach.config.window import Name
 from mach.data import Batches
 from mach.errors import CheckpointError
 from mach.export.export import from_raw
@@ -24,10 +27,10 @@ _METRICS = ("accuracy", "bits_per_byte", "bits_per_token")
 
 
 def candidates(run: Run, *, latency: bool) -> list[Candidate]:
-    """Exits of the chain, lowest first, then the windows.
+    """Exits of the chain, lowest first, then the windows, then what was consolidated.
 
     Quality and cost are those of the run's result; before it has one, they are measured on what is
-    saved so far.
+    saved so far. Those of a consolidated window were measured when it was made, on the same split.
 
     Args:
         latency: measure it.
@@ -35,8 +38,9 @@ def candidates(run: Run, *, latency: bool) -> list[Candidate]:
     Raises:
         MachError: nothing can be read of the run.
     """
-    rows = _rows(run)
-    models = [run.window(row["first"], row["last"]) for row in rows]
+    rows = [*_rows(run), *map(_row, consolidated.entries(run.run_dir))]
+    names = [Name(row["first"], row["last"], row.get("consolidated", False)) for row in rows]
+    models = [run.model(name) for name in names]
     found = [_candidate(row, model) for row, model in zip(rows, models, strict=True)]
     if not latency:
         return found
@@ -50,6 +54,12 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     chain = [{"first": 0, "last": row["exit"], **row} for row in result["chain"]]
     # Of a component that is gone nothing can be loaded.
     return [row for row in [*chain, *result["windows"]] if row.get("loss") is not None]
+
+
+def _row(entry: Consolidated) -> dict[str, Any]:
+    keys = ("first", "last", "params", "flops")
+    own = {key: entry.manifest[key] for key in keys}
+    return {**own, **entry.manifest["metrics"], "consolidated": True}
 
 
 def _evaluated(run: Run) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def _candidate(row: Mapping[str, Any], model: nn.Module) -> Candidate:
         loss=row["loss"],
         params=row["params"],
         flops=row["flops"],
+        consolidated=row.get("consolidated", False),
         bytes=len(save({name: t.contiguous() for name, t in _stored(model).items()})),
     )
 

@@ -6,6 +6,7 @@ meets an OmegaConf object. Every `__post_init__` refuses nonsense before any pro
 """
 
 from mach.config.checks import one_of
+from mach.config.consolidation import ConsolidateConfig
 from mach.config.data import (
     Cifar10Config,
     DataConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "CheckpointConfig",
     "Cifar10Config",
     "Config",
+    "ConsolidateConfig",
     "CustomConfig",
     "DataConfig",
     "DigitsConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mach.config.checks import at_least, one_of, within
-from mach.config.window import bounds
+from mach.config.window import name_of
 from mach.errors import ConfigError
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -16,9 +16,10 @@ class ExportConfig:
     """Arguments of `mach export`."""
 
     run: str = "???"
-    """Run folder."""
+    """Run folder, or that of a consolidated window in it."""
     window: str | None = None
-    """j..i: student j, bodies j to i, head i; 0..i is the chain. None: the whole chain."""
+    """j..i: student j, bodies j to i, head i; 0..i is the chain; consolidated/j..i what `mach
+    consolidate` has made of it. None: the whole chain."""
     format: str = "safetensors"
     """safetensors (weights, model.py and model.json: needs torch and safetensors), torch
     (torch.export, .pt2: needs torch) or onnx (needs onnxruntime)."""
@@ -40,7 +41,7 @@ class ExportConfig:
     into the run is replaced anyway."""
 
     def __post_init__(self) -> None:
-        bounds(self.window)
+        name_of(self.window)
         one_of("format", self.format, FORMATS)
         at_least("samples", self.samples, 1)
         at_least("tolerance", self.tolerance, 0)
@@ -103,13 +104,14 @@ class PredictConfig:
     """Arguments of `mach predict`."""
 
     model: str = "???"
-    """A run folder, or what `mach export` has written (safetensors or onnx)."""
+    """A run folder, or what `mach export` (safetensors or onnx) or `mach consolidate` has
+    written."""
     input: str = "???"
     """.npz or .npy (samples along the first axis), .csv, .jsonl or .txt (a sample in each line), a
     folder of images, .npy or .txt files (each a sample, by name), or - for lines from standard
     input. A line is a JSON array or numbers with commas; of a language model, a text."""
     window: str | None = None
-    """j..i, of a run. None: the whole chain."""
+    """j..i or consolidated/j..i, of a run. None: the whole chain."""
     key: str | None = None
     """Array of an .npz. None: x, else x_test, else the only one."""
     format: str = "csv"
@@ -124,7 +126,7 @@ class PredictConfig:
     """Samples that are computed together."""
 
     def __post_init__(self) -> None:
-        bounds(self.window)
+        name_of(self.window)
         one_of("format", self.format, ("csv", "jsonl"))
         at_least("top", self.top, 1)
         at_least("batch", self.batch, 1)
@@ -135,9 +137,10 @@ class ServeConfig:
     """Arguments of `mach serve`."""
 
     model: str = "???"
-    """A run folder, or what `mach export` has written (safetensors or onnx)."""
+    """A run folder, or what `mach export` (safetensors or onnx) or `mach consolidate` has
+    written."""
     window: str | None = None
-    """j..i, of a run. None: the whole chain."""
+    """j..i or consolidated/j..i, of a run. None: the whole chain."""
     host: str = "127.0.0.1"
     """Address to listen at. 127.0.0.1: only this machine reaches it. There is no log-in: put a
     proxy before it where others may come."""
@@ -164,7 +167,7 @@ class ServeConfig:
     """After Ctrl-C or SIGTERM: how long requests that are here already may take to be answered."""
 
     def __post_init__(self) -> None:
-        bounds(self.window)
+        name_of(self.window)
         within("port", self.port, 0, 65535)
         for key in ("max_batch", "max_queue"):
             at_least(key, getattr(self, key), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mach.config.checks import at_least, one_of
-from mach.config.window import bounds
+from mach.config.window import name_of
 from mach.errors import ConfigError
 
 
@@ -14,11 +14,12 @@ class GenerateConfig:
     """Arguments of `mach generate`, as key=value."""
 
     run: str = "???"
-    """Run folder of a language model."""
+    """Run folder of a language model, or that of a consolidated window in it."""
     prompt: str = "???"
     """Text to go on from. Of a long one the model sees the last part, as much as its context."""
     window: str | None = None
-    """j..i: student j, bodies j to i, head i; 0..i is the chain. None: the whole chain."""
+    """j..i: student j, bodies j to i, head i; 0..i is the chain; consolidated/j..i what `mach
+    consolidate` has made of it. None: the whole chain."""
     tokens: int = 200
     """Tokens to write."""
     temperature: float = 0.8
@@ -33,14 +34,10 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ConfigError("prompt: expected some text to go on from; got none")
-        self.bounds()
+        name_of(self.window)
         at_least("tokens", self.tokens, 1)
         at_least("temperature", self.temperature, 0)
         if self.top_k is not None:
             at_least("top_k", self.top_k, 1)
         at_least("seed", self.seed, 0)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-
-    def bounds(self) -> tuple[int, int | None]:
-        """First and last component; None is the top."""
-        return bounds(self.window)

@@ -58,6 +58,9 @@ class Dataset:
     """Samples kept back from training to choose by; of text windows."""
     x_validation: Array | None = None
     """Of text the tokens kept back, [m]."""
+    held_back: Array | None = None
+    """Which of `x_train` are kept back, where it was not done before training; None: a subset of
+    all."""
 
     def split(self, name: str) -> Split:
         """The samples of train, validation or test.
@@ -76,20 +79,49 @@ class Dataset:
                 "data.validation."
             )
         if self.x_validation is None:
-            kept = subset(len(self.x_train), self.validation)
+            kept = self.held_back
+            if kept is None:
+                kept = subset(len(self.x_train), self.validation)
             return Split(self.x_train, self.y_train, kept, self.validation, self.task)
         task = replace(self.task, bytes_per_target=self._bytes_per_token(self.x_validation))
         return Split(self.x_validation, None, None, self.validation, task)
+
+    @property
+    def places(self) -> int:
+        """Training samples; of text its windows that do not overlap."""
+        if self.y_train is None:
+            return (len(self.x_train) - 1) // self.task.sample.shape[0]
+        return self._train().samples
+
+    def keeping_back(self, samples: int) -> Dataset:
+        """The same with some of the samples it trains on kept back for validation: one of each of
+        so many equal stretches; of text so many windows at its end.
+
+        Args:
+            samples: how many, fewer than `places`.
+        """
+        assert not self.validation
+        assert 0 < samples < self.places
+        if self.y_train is None:
+            kept = samples * self.task.sample.shape[0] + 1
+            train, validation = self.x_train[:-kept], self.x_train[-kept:]
+            return replace(self, x_train=train, x_validation=validation, validation=samples)
+        used = self._train()
+        part = subset(used.samples, samples)
+        held_back = part if used.chosen is None else used.chosen[part]
+        return replace(self, held_back=held_back, validation=samples)
 
     def _train(self) -> Split:
         present = len(self.x_train)
         if self.y_train is None:
             return Split(self.x_train, None, None, present, self.task)
-        chosen = spared(present, self.validation) if self.validation else None
+        before = self.validation if self.held_back is None else 0
+        chosen = spared(present, before) if before else None
         if self.train_samples is not None:
-            left = present - self.validation
-            part = subset(left, self.train_samples)
+            part = subset(present - before, self.train_samples)
             chosen = part if chosen is None else chosen[part]
+        if self.held_back is not None:
+            chosen = np.setdiff1d(np.arange(present) if chosen is None else chosen, self.held_back)
         count = present if chosen is None else len(chosen)
         return Split(self.x_train, self.y_train, chosen, count, self.task)
 

@@ -55,6 +55,7 @@ def card(
     description: Mapping[str, Any],
     result: Mapping[str, Any] | None,
     data: str,
+    consolidated: Mapping[str, Any] | None = None,
 ) -> str:
     """The README of an exported folder, in Markdown.
 
@@ -65,6 +66,7 @@ def card(
         description: the content of model.json.
         result: the run's result.json; None: it has not ended.
         data: what the data is, in one line.
+        consolidated: how the window was trained together after the run; None: it was not.
     """
     check, found = description["check"], description["metrics"]
     lines = [
@@ -106,6 +108,7 @@ def card(
         "## Training",
         "",
         *_training(result),
+        *_consolidation(consolidated),
         "```yaml",
         to_yaml(config).rstrip(),
         "```",
@@ -148,6 +151,20 @@ def _training(result: Mapping[str, Any] | None) -> list[str]:
         f"{result['wall_s']:,.0f} s, by {result['components']} components "
         f"(schedule={result['schedule']}, delay={result['delay']}, seed={result['seed']}), with "
         f"torch {result['torch']}{commit}. {made}",
+        "",
+    ]
+
+
+def _consolidation(manifest: Mapping[str, Any] | None) -> list[str]:
+    if manifest is None:
+        return []
+    stage = manifest["stages"][-1]
+    key = next(key for key in manifest["metrics"] if key != "loss")
+    return [
+        f"Then student, bodies and head were trained together for {stage['best_step']:,} steps of "
+        f"{manifest['batch']} samples, with labels and what {stage['teacher']} said of them: "
+        f"{_words(key)} {manifest['before'][key]:.6g} before, {manifest['metrics'][key]:.6g} after "
+        f"({manifest['split']} split).",
         "",
     ]
 

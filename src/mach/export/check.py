@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mach.data import Batches
 from mach.inference import Run
-from mach.metrics import Score
 
 # B batch, N rows of logits, C classes
 
@@ -67,14 +66,7 @@ def agreement(run: Run, original: nn.Module, exported: Predict, samples: int) ->
 
 def metrics(run: Run, exported: Predict) -> dict[str, float]:
     """Loss and metric of an exported model on the whole test split."""
-    batches = _batches(run, raw=True)
-    targets = run.assembly.family.targets
-    score = Score(torch.device("cpu"))
-    with torch.inference_mode():
-        for batch in range(batches.evaluation_batches()):
-            x, y = batches.evaluation(batch)
-            score.add(exported(x), targets(y))
-    return score.result(batches.task)
+    return run.score(exported, _batches(run, raw=True))
 
 
 def _batches(run: Run, raw: bool) -> Batches:

@@ -16,8 +16,9 @@ from typing import Any
 from torch import nn
 
 from mach import runfolder
+from mach.checkpoint import consolidated
 from mach.config import ExportConfig
-from mach.config.window import bounds
+from mach.config.window import Name
 from mach.errors import ExportError
 from mach.export import formats
 from mach.export.card import card, gives, takes
@@ -35,7 +36,7 @@ from mach.export.folder import (
 from mach.export.plain import Standardise, load_folder
 from mach.export.publish import publish
 from mach.export.standalone import standalone
-from mach.inference import Run
+from mach.inference import Run, open_model
 from mach.signature import Signature, signature_of
 
 EXPORTS = "exports"
@@ -51,21 +52,22 @@ def export(config: ExportConfig) -> Path:
         MachError: the run has no such model, the format cannot hold it, or what was written answers
             otherwise than the run's own model.
     """
-    run = Run(config.run)
-    first, last = bounds(config.window)
-    last = run.config.components - 1 if last is None else last
-    window = run.window(first, last)
+    run, name = open_model(config.run, config.window)
+    first, last = name.first, name.last
+    window = run.model(name)
+    entry = consolidated.find(run.run_dir, name) if name.consolidated else None
+    made_of = run.checkpoints(first, last) if entry is None else entry.made_of()
     model, signature = from_raw(window, run), signature_of(run)
-    name = f"{first}..{last}-{config.format}{f'-{config.quantize}' if config.quantize else ''}"
-    out = Path(config.out) if config.out else run.run_dir / EXPORTS / name
+    out = Path(config.out) if config.out else run.run_dir / EXPORTS / _folder(config, name)
     with writing(out, replace=config.overwrite or config.out is None) as folder:
         description: dict[str, Any] = {
             "format": FORMAT,
             "kind": config.format,
             "mach": version("mach"),
-            "title": title(first, last),
+            "title": name.title,
             "first": first,
             "last": last,
+            "consolidated": name.consolidated,
             "quantize": config.quantize,
             "signature": signature.to_json(),
         }
@@ -82,18 +84,19 @@ def export(config: ExportConfig) -> Path:
         description |= {**vars(cost), "bytes": file.stat().st_size}
         description["files"] = {file.name: digest_of(file)}
         text = card(
-            f"{title(first, last)} of {run.run_dir.name}",
+            f"{name.title} of {run.run_dir.name}",
             run.config,
             config,
             signature,
             description,
             runfolder.finished(run.run_dir),
             str(run.dataset),
+            None if entry is None else entry.manifest,
         )
         (folder / CARD).write_text(text)
         # Last: what has no description is no exported model.
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    publish(out, description, run.config, run.run_dir, run.checkpoints(first, last))
+    publish(out, description, run.config, run.run_dir, made_of)
     return out
 
 
@@ -106,9 +109,9 @@ def from_raw(window: nn.Module, run: Run) -> nn.Module:
     return nn.Sequential(OrderedDict(standardise=standardise, window=window)).eval()
 
 
-def title(first: int, last: int) -> str:
-    """`window 1..3`, or `chain 0..3`."""
-    return f"{'window' if first else 'chain'} {first}..{last}"
+def _folder(config: ExportConfig, name: Name) -> str:
+    parts = [f"{name.first}..{name.last}", "consolidated" * name.consolidated, config.format]
+    return "-".join(part for part in [*parts, config.quantize] if part)
 
 
 def _write(

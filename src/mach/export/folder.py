@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from mach.errors import CheckpointError, RunFolderError
 from mach.export.formats import ONNX, PROGRAM, WEIGHTS, OnnxModel
 from mach.export.layers import LAYERS
 from mach.export.plain import load_folder
+from mach.runfolder import appearing
 from mach.signature import Signature
 
 DESCRIPTION, CARD, SOURCE = "model.json", "README.md", "model.py"
@@ -108,7 +107,6 @@ def writing(out: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         RunFolderError: it cannot be written, or something is there.
     """
-    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}{end}") for end in ("", ".old"))
     if out.exists() and not replace:
         raise RunFolderError(
             f"out={out}: expected a folder that is not there yet; got one that is. Choose another, "
@@ -119,17 +117,5 @@ def writing(out: Path, *, replace: bool) -> Iterator[Path]:
             f"out={out}: expected an exported model to be replaced, which has {DESCRIPTION}; got "
             "something else. Choose another."
         )
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-    except OSError as error:
-        raise RunFolderError(
-            f"out={out}: expected a folder that can be written; {error.strerror or error}. Choose "
-            "another `out`."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with appearing(out) as folder:
+        yield folder

@@ -37,22 +37,22 @@ def show_models(
     names = [METRICS[found[0].metric], "params", "flops", "on disk"]
     table = _table("Models", names)
     table.caption = f"* on the Pareto frontier: no other is as good and costs less ({cost})"
-    for candidate, best in rows:
+    for previous, (candidate, best) in zip([None, *found], rows, strict=False):
         cells = [
             _quality(candidate),
             short(candidate.params),
             short(candidate.flops),
             f"{short(candidate.bytes)}B",
         ]
-        _add(table, candidate, best, cells, candidate is chosen)
+        _add(table, candidate, previous, best, cells, candidate is chosen)
     console.print(table)
     if not found[0].latencies:
         return
     table = _table("Latency, ms", [f"B={one.batch} t={one.threads}" for one in found[0].latencies])
     table.caption = "median and 95th percentile of a call with B samples and t threads"
-    for candidate, best in rows:
+    for previous, (candidate, best) in zip([None, *found], rows, strict=False):
         cells = [f"{one.median_ms:.3g} {one.p95_ms:5.3g}" for one in candidate.latencies]
-        _add(table, candidate, best, cells, candidate is chosen)
+        _add(table, candidate, previous, best, cells, candidate is chosen)
     console.print(table)
 
 
@@ -65,12 +65,17 @@ def _table(title: str, names: Sequence[str]) -> Table:
 
 
 def _add(
-    table: Table, candidate: Candidate, best: bool, cells: Sequence[str], chosen: bool
+    table: Table,
+    candidate: Candidate,
+    previous: Candidate | None,
+    best: bool,
+    cells: Sequence[str],
+    chosen: bool,
 ) -> None:
-    if candidate.first == candidate.last == 1:
+    if previous is not None and _kind(previous) != _kind(candidate):
         table.add_section()
     style = "bold" if chosen else None
-    table.add_row(f"{'*' if best else ' '} {candidate.title}", *cells, style=style)
+    table.add_row(f"{'*' if best else ' '} {candidate.name.title}", *cells, style=style)
 
 
 def as_json(
@@ -84,12 +89,11 @@ def as_json(
         return {**values, "latencies": its, "frontier": best, "chosen": candidate is chosen}
 
     rows = [row(c, best) for c, best in zip(found, on_frontier, strict=True)]
-    return {"models": rows, "chosen": None if chosen is None else window_of(chosen)}
+    return {"models": rows, "chosen": None if chosen is None else str(chosen.name)}
 
 
-def window_of(candidate: Candidate) -> str:
-    """What `window=` says for it."""
-    return f"{candidate.first}..{candidate.last}"
+def _kind(candidate: Candidate) -> str:
+    return candidate.name.title.partition(" ")[0]
 
 
 def _quality(candidate: Candidate) -> str:
@@ -117,5 +121,5 @@ def tell(config: ModelsConfig) -> int:
         return 0
     show_models(found, on_frontier, chosen, config.cost, Console())
     if chosen is not None:
-        print(f"Chosen: {chosen.title}. mach export {config.run} window={window_of(chosen)}")
+        print(f"Chosen: {chosen.name.title}. mach export {config.run} window={chosen.name}")
     return 0

@@ -7,7 +7,6 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from mach.channels import Link, links
 from mach.component import Component, GradientPredictor, Recomputing, Student
@@ -27,7 +26,7 @@ from mach.models import (
     family_of,
     targets_of_a_sample,
 )
-from mach.optim import Optimizer, beside
+from mach.optim import Optimizer, beside, matrices_of
 from mach.results import Cost, Costs
 from mach.shapes import TensorSpec
 
@@ -185,7 +184,7 @@ class Assembly:
             named,
             config.optim,
             steps=config.steps,
-            matrices=_matrices(body),
+            matrices=matrices_of("body", body),
             tau=tau,
             hops=config.components - 1 - k if tau else 0,
             above=config.components - 1 - k,
@@ -230,15 +229,3 @@ def _soft(weight: float, temperature: float) -> SoftTargets | None:
 
 def _named(prefix: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
-
-
-def _matrices(body: nn.Module) -> frozenset[str]:
-    """What Muon takes of a body: what multiplies. A table is looked up, and Muon's orthogonal step
-    is not meant for that."""
-
-    def weights_of(kind: type[nn.Module]) -> set[str]:
-        return {f"body.{name}.weight" for name, m in body.named_modules() if isinstance(m, kind)}
-
-    tables, kernels = weights_of(nn.Embedding), weights_of(_ConvNd)
-    multiplying = {n for n, p in _named("body", body) if p.ndim == 2 or n in kernels}
-    return frozenset(multiplying - tables)
