@@ -134,7 +134,7 @@ def test_only_the_report_knows_wandb():
 
 def test_only_the_launcher_and_the_report_know_rich():
     launcher = {"launcher.app", "launcher.plan", "launcher.compare"}
-    reports = {"compare", "console", "models", "plan", "screen", "watch"}
+    reports = {"cascade", "compare", "console", "models", "plan", "screen", "watch"}
     assert uses("rich") == launcher | {f"report.{name}" for name in reports}
 
 

@@ -13,10 +13,10 @@ _HELP = """train: run a chain; takes Hydra overrides. plan: print what that will
 same. generate: let the chain or a window of a
 language model write; takes run=.. prompt=.. and more. compare: print in what runs differ; takes
 their folders. models: list what a run has, with what it costs, and choose. consolidate: train a
-window together, taught by the chain. export: write one of them as files that need no mach. predict:
-ask it about samples in a file. serve: let it answer over HTTP. report: draw runs and sweeps on one
-page; takes their folders. watch: show a run, or all below a folder, while they run. dashboard:
-wandb's workspace for them. `mach VERB --help` says more"""
+window together, taught by the chain. cascade: ask a small one first. export: write one of them as
+files that need no mach. predict: ask it about samples in a file. serve: let it answer over HTTP.
+report: draw runs and sweeps on one page; takes their folders. watch: show a run, or all below a
+folder, while they run. dashboard: wandb's workspace for them. `mach VERB --help` says more"""
 
 Arguments = TypeVar("Arguments")
 
@@ -131,6 +131,25 @@ def _consolidate(arguments: list[str]) -> int:
         "Train student, bodies and head of a window together, taught by the whole chain, and keep "
         "the result beside the run's own.",
         "mach consolidate runs/mine window=2..3 steps=1000",
+    )
+
+
+def _cascade(arguments: list[str]) -> int:
+    from mach.config import CascadeConfig
+
+    def act(config: CascadeConfig) -> int:
+        from mach.report.cascade import tell
+
+        return tell(config)
+
+    return _ask(
+        "cascade",
+        arguments,
+        CascadeConfig,
+        act,
+        "Ask a small model of a run first and a large one where it is not sure: find the "
+        "threshold, and tell accuracy and mean cost.",
+        "mach cascade runs/mine small=consolidated/2..2 --accuracy 0.97",
     )
 
 
@@ -256,6 +275,7 @@ _VERBS = {
     "compare": _compare,
     "models": _models,
     "consolidate": _consolidate,
+    "cascade": _cascade,
     "export": _export,
     "predict": _predict,
     "serve": _serve,

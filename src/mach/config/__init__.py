@@ -21,7 +21,7 @@ from mach.config.data import (
     TextConfig,
     TokensConfig,
 )
-from mach.config.deploy import ExportConfig, ModelsConfig, PredictConfig, ServeConfig
+from mach.config.deploy import CascadeConfig, ExportConfig, ModelsConfig, PredictConfig, ServeConfig
 from mach.config.generate import GenerateConfig
 from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
 from mach.config.model import CustomConfig, GptConfig, MlpConfig, ModelConfig, ResNetConfig
@@ -36,6 +36,7 @@ from mach.config.running import (
 )
 
 __all__ = [
+    "CascadeConfig",
     "CheckpointConfig",
     "Cifar10Config",
     "Config",

@@ -1,4 +1,4 @@
-"""What can `mach export`, `models`, `predict` and `serve` be asked for?"""
+"""What can `mach export`, `models`, `cascade`, `predict` and `serve` be asked for?"""
 
 from __future__ import annotations
 
@@ -96,6 +96,51 @@ class ModelsConfig:
             raise ConfigError(
                 "latency=false: expected it to be measured, as max_latency_ms or cost=latency ask "
                 "for it. Leave it out."
+            )
+
+
+@dataclass
+class CascadeConfig:
+    """Arguments of `mach cascade`."""
+
+    run: str = "???"
+    """Run folder."""
+    small: str | None = None
+    """j..i or consolidated/j..i: the model that is asked first. None: the one whose cascade costs
+    least, of all models of the run."""
+    large: str | None = None
+    """The model that is asked where the small one is not sure. None: the whole chain."""
+    accuracy: float | None = None
+    """Wished accuracy, a fraction, for which the threshold is found on the validation split
+    (data.validation). None: as accurate there as the large model."""
+    threshold: float | None = None
+    """Probability of the small model's answer above which the large one is not asked, in place of
+    one that is found."""
+    batch: int = 256
+    """Samples that are computed together."""
+    format: str = "table"
+    """table, or json."""
+
+    def __post_init__(self) -> None:
+        name_of(self.small)
+        name_of(self.large)
+        one_of("format", self.format, ("table", "json"))
+        at_least("batch", self.batch, 1)
+        for key in ("accuracy", "threshold"):
+            value = getattr(self, key)
+            if value is not None:
+                within(key, value, 0, 1)
+        if self.threshold is None:
+            return
+        if self.accuracy is not None:
+            raise ConfigError(
+                f"threshold={self.threshold}: expected it alone, or accuracy= to find it by; got "
+                "both. Leave one out."
+            )
+        if self.small is None:
+            raise ConfigError(
+                f"threshold={self.threshold}: expected small= beside it, as a threshold is of one "
+                "model; got none. Say small=j..i."
             )
 
 
