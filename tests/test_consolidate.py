@@ -20,7 +20,7 @@ from kept import keep, of_images
 from mach import cli
 from mach.checkpoint import consolidated
 from mach.component.soft import SoftTargets
-from mach.config import ConsolidateConfig, NpzConfig, OptimConfig
+from mach.config import ConsolidateConfig, EvalConfig, NpzConfig, OptimConfig
 from mach.config.window import Name
 from mach.consolidation.consolidate import consolidate
 from mach.consolidation.teachers import way
@@ -266,8 +266,9 @@ def test_the_manifest_says_how_it_was_made(run_dir):
 
 
 def test_a_run_that_reports_on_validation_is_not_tested(tmp_path):
-    config = of_images(tmp_path, 6, 5, steps=8, eval={"split": "validation"})
-    config = replace(config, data=replace(config.data, validation=30))
+    config = of_images(tmp_path, 6, 5, steps=8)
+    kept, split = replace(config.data, validation=30), EvalConfig(split="validation")
+    config = replace(config, data=kept, eval=split)
     found = made(keep(config, tmp_path / "run"), validation=None)
     manifest = found.manifest
     assert (manifest["split"], manifest["validation"]) == ("validation", 30)

@@ -141,6 +141,7 @@ def test_only_the_launcher_and_the_report_know_rich():
 ENVIRONMENT = {
     "rank": "what a launcher set",
     "introduce": "what a launcher set, before anything slow is imported",
+    "report.publish": "wandb's own variables: is the user logged in?",
     "report.reporter": "wandb's own variables: is the user logged in?",
     "data.cache": "XDG_CACHE_HOME: where users keep what can be made again",
     "page.write": "keys and tokens, to keep them off the page",

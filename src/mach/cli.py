@@ -100,8 +100,11 @@ def _export(arguments: list[str]) -> int:
 
     def act(config: ExportConfig) -> int:
         from mach.export.export import export
+        from mach.report.publish import publish
 
-        print(export(config))
+        folder = export(config)
+        publish(folder, config)
+        print(folder)
         return 0
 
     return _ask(

@@ -11,7 +11,7 @@ test split, which is looked at once, when everything is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -197,7 +197,7 @@ def _calibrate(
     config: CascadeConfig,
     large: Name,
     names: Sequence[Name],
-    models: dict[Name, nn.Module],
+    models: Mapping[Name, nn.Module],
     flops: dict[Name, int],
 ) -> tuple[Name, list[Point], Point]:
     """The small model whose cascade is the cheapest, all its points, and the one that is chosen."""

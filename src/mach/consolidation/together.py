@@ -114,14 +114,15 @@ def learn(
     window = together.window.eval()
     before = score(window)
     course = Course(0, before, _copy(window), [{"step": 0, **before}])
-    sum_of_losses, since, worse = 0.0, 0, 0
+    losses: list[Tensor] = []
+    worse = 0
     window.train()
     for index in range(steps):
-        sum_of_losses += together.step(index)
-        since += 1
+        losses.append(together.step(index))
         if (index + 1) % every and index + 1 < steps:
             continue
-        loss, sum_of_losses, since = float(sum_of_losses) / since, 0.0, 0
+        loss = float(torch.stack(losses).mean())
+        losses.clear()
         found = score(window.eval())
         if not isfinite(loss) or not isfinite(found["loss"]):
             raise DivergedError(

@@ -34,7 +34,6 @@ from mach.export.folder import (
     writing,
 )
 from mach.export.plain import Standardise, load_folder
-from mach.export.publish import publish
 from mach.export.standalone import standalone
 from mach.inference import Run, open_model
 from mach.signature import Signature, signature_of
@@ -56,7 +55,6 @@ def export(config: ExportConfig) -> Path:
     first, last = name.first, name.last
     window = run.model(name)
     entry = consolidated.find(run.run_dir, name) if name.consolidated else None
-    made_of = run.checkpoints(first, last) if entry is None else entry.made_of()
     model, signature = from_raw(window, run), signature_of(run)
     out = Path(config.out) if config.out else run.run_dir / EXPORTS / _folder(config, name)
     with writing(out, replace=config.overwrite or config.out is None) as folder:
@@ -96,7 +94,6 @@ def export(config: ExportConfig) -> Path:
         (folder / CARD).write_text(text)
         # Last: what has no description is no exported model.
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    publish(out, description, run.config, run.run_dir, made_of)
     return out
 
 

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from mach.checkpoint import Checkpoint
-from mach.config import Config
+from mach.checkpoint import consolidated
+from mach.config import ExportConfig
+from mach.export.folder import DESCRIPTION
+from mach.inference import open_model
 from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.lineage import artifact_of, group_of
 from mach.report.wandb_sink import WandbSink
 
 
-def publish(
-    folder: Path,
-    description: Mapping[str, Any],
-    config: Config,
-    run_dir: Path,
-    made_of: Mapping[int, Checkpoint],
-) -> None:
+def publish(folder: Path, asked: ExportConfig) -> None:
     """Log an exported folder as an artifact, where the run's own checkpoints are logged, too.
 
     It gets a wandb run in the group of the components, with job type `export`. What goes wrong is
     a warning: the folder is complete whatever becomes of its copy.
 
     Args:
-        description: the content of model.json.
-        made_of: the checkpoint each component was taken from, by its index.
+        asked: what it was exported by.
     """
-    report = config.report
+    run, name = open_model(asked.run, asked.window)
+    config, report = run.config, run.config.report
     mode = wandb_mode.resolve(report.wandb, os.environ, Path.home())
     if mode == "off" or report.artifacts == "off":
         return
     if mode == "offline" and report.artifacts != "always":
         return
+    made_of = (
+        consolidated.find(run.run_dir, name).made_of()
+        if name.consolidated
+        else run.checkpoints(name.first, name.last)
+    )
+    description = json.loads((folder / DESCRIPTION).read_text())
     sink = WandbSink(
         mode,
         report.project,
-        group_of(config, run_dir),
+        group_of(config, run.run_dir),
         f"export-{folder.name}",
-        asdict(config) | {"model_json": dict(description)},
-        run_dir,
+        asdict(config) | {"model_json": description},
+        run.run_dir,
         resume=True,
         tags=report.tags,
         artifacts=report.artifacts,
