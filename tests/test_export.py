@@ -22,7 +22,7 @@ from mach.errors import CheckpointError, ConfigError, ExportError, RunFolderErro
 from mach.export.export import _refuse_loss, export
 from mach.export.layers import LAYERS
 from mach.inference import Run
-from spawn import run
+from spawn import MACH, run
 from test_report import inspect
 from texts import make as make_text
 from texts import write_text
@@ -59,7 +59,7 @@ def test_an_exported_model_is_kept_by_wandb_where_checkpoints_are(tmp_path, monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = of_images(tmp_path, 6, 5, report={"artifacts": "always", "tags": ["mine"]})
     run_dir = keep(config, tmp_path / "run")
-    command = [sys.executable, "-m", "mach", "export", str(run_dir), "window=1..2"]
+    command = [*MACH, "export", str(run_dir), "window=1..2"]
     done = run(command, tmp_path, deadline_s=60)
     assert done.code == 0, done
     assert done.stderr == "", done
