@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from mach import cli
 from mach.choice.frontier import Candidate, Latency, choose, frontier
 from mach.config import ModelsConfig
 from mach.errors import ConfigError
+from spawn import MACH
 
 
 def candidate(value: float | None, flops: int, first: int = 0, last: int = 0, **values: object):
@@ -140,6 +144,15 @@ def test_a_run_without_a_result_is_measured_as_it_is_saved(run_dir, tmp_path, ca
     for row, other in zip(before["models"], now["models"], strict=True):
         assert row.pop("loss") == pytest.approx(other.pop("loss"))
         assert row == other
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_trace(run_dir):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [*MACH, "models", str(run_dir), "latency=false", "format=json"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -250,10 +252,16 @@ def _ask(
         for i in alone[:1]:
             words[i] = f"{first}={words[i]}"
         words += [f"{name}={value}" for name, value in given.items() if value is not None]
-        return act(from_arguments(kind, words))
+        code = act(from_arguments(kind, words))
+        sys.stdout.flush()
+        return code
     except MachError as error:
         print(f"mach: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever reads, such as head, has enough
+        # Python's own last flush must not meet the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         return 130
