@@ -185,18 +185,18 @@ def test_a_model_that_has_diverged_is_not_asked(run_dir, tmp_path):
 
 def test_the_command_tells_both_splits_in_80_columns(run_dir, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert cli._VERBS["cascade"]([str(run_dir), "small=consolidated/2..2"]) == 0
+    assert cli.answer("cascade", [str(run_dir), "small=consolidated/2..2"]) == 0
     told = capsys.readouterr().out
     assert "On 60 validation samples" in told
     assert "On 150 test samples" in told
     assert re.search(r"consolidated 2\.\.2, and chain 0\.\.2 where", told)
-    assert cli._VERBS["cascade"]([str(run_dir), "small=2..2", "format=json"]) == 0
+    assert cli.answer("cascade", [str(run_dir), "small=2..2", "format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["calibrated"]
     assert found["curve"][0]["asked"] == 0
     assert found["test"]["cascade"]["threshold"] == found["threshold"]
     words = [str(run_dir), "small=2..2", "threshold=0.5"]
-    assert cli._VERBS["cascade"](words) == 0
+    assert cli.answer("cascade", words) == 0
     assert "validation" not in capsys.readouterr().out
 
 
@@ -220,7 +220,7 @@ def test_the_command_tells_both_splits_in_80_columns(run_dir, capsys, monkeypatc
     ],
 )
 def test_what_cannot_be_asked_is_refused(run_dir, capsys, words, says):
-    assert cli._VERBS["cascade"]([word.format(run=run_dir) for word in words]) == 2
+    assert cli.answer("cascade", [word.format(run=run_dir) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1

@@ -299,7 +299,7 @@ def test_a_language_model_is_consolidated_in_bits_per_byte(tmp_path, capsys):
     found = made(run_dir, "1..1", validation=20, steps=20, lr=1e-2)
     assert found.manifest["metrics"]["bits_per_byte"] < found.manifest["before"]["bits_per_byte"]
     words = [f"run={run_dir}", "prompt=The quick", "tokens=3", "window=consolidated/1..1"]
-    assert cli._VERBS["generate"](words) == 0
+    assert cli.answer("generate", words) == 0
     assert capsys.readouterr().out.startswith("The quick")
 
 
@@ -372,14 +372,14 @@ def entry(trained, tmp_path_factory) -> consolidated.Consolidated:
 
 def test_models_lists_it_and_names_it_so_that_it_is_found(entry, capsys):
     run_dir = entry.path.parents[1]
-    assert cli._VERBS["models"]([str(run_dir), "latency=false", "format=json"]) == 0
+    assert cli.answer("models", [str(run_dir), "latency=false", "format=json"]) == 0
     rows = json.loads(capsys.readouterr().out)["models"]
     (row,) = [row for row in rows if row["consolidated"]]
     assert (row["first"], row["last"]) == (2, 2)
     assert row["value"] == entry.manifest["metrics"]["accuracy"]
     assert len(rows) == 7
     words = [str(run_dir), "latency=false", f"min_accuracy={row['value']}", "cost=params"]
-    assert cli._VERBS["models"](words) == 0
+    assert cli.answer("models", words) == 0
     told = capsys.readouterr().out
     assert "consolidated 2..2" in told
     named = re.search(r"Chosen: .*mach export \S+ window=(\S+)", told).group(1)
@@ -389,7 +389,7 @@ def test_models_lists_it_and_names_it_so_that_it_is_found(entry, capsys):
 
 def test_it_is_exported_with_its_story(entry, capsys):
     run_dir = entry.path.parents[1]
-    assert cli._VERBS["export"]([str(run_dir), "window=consolidated/2..2"]) == 0
+    assert cli.answer("export", [str(run_dir), "window=consolidated/2..2"]) == 0
     folder = Path(capsys.readouterr().out.strip())
     assert folder == run_dir / "exports" / "2..2-consolidated-safetensors"
     description = json.loads((folder / "model.json").read_text())
@@ -409,7 +409,7 @@ def test_it_is_predicted_and_served_with_one_exit(entry, tmp_path, capsys):
     data = Run(run_dir).config.data.path
     out = tmp_path / "said.csv"
     assert (
-        cli._VERBS["predict"]([str(entry.path), "--input", data, "key=x_test", f"out={out}"]) == 0
+        cli.answer("predict", [str(entry.path), "--input", data, "key=x_test", f"out={out}"]) == 0
     )
     labels = [int(line.split(",")[1]) for line in out.read_text().splitlines()[1:]]
     model = mach.load(run_dir, "consolidated/2..2")
@@ -446,7 +446,7 @@ def test_it_is_predicted_and_served_with_one_exit(entry, tmp_path, capsys):
 def test_what_cannot_be_asked_is_refused(entry, capsys, words, says):
     run_dir = entry.path.parents[1]
     before = digests(run_dir)
-    assert cli._VERBS["consolidate"]([word.format(run=run_dir) for word in words]) == 2
+    assert cli.answer("consolidate", [word.format(run=run_dir) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mach.cli import answer
 from mach.report import panels
-from mach.report.dashboard import main
 from runs import SMALL
 from spawn import TRAIN, run
 from test_report import environment, inspect
@@ -103,7 +103,7 @@ def panels_of(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def test_the_file_has_every_section_and_metric(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "spec.json"
-    assert main(["--project", "mine", "--out", str(out)]) == 0
+    assert answer("dashboard", ["--project", "mine", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"Dashboard: {out}\n"
     spec = json.loads(out.read_text())
     assert spec["project"] == "mine"
@@ -115,7 +115,7 @@ def test_the_file_has_every_section_and_metric(tmp_path: Path, capsys: Any) -> N
 
 def test_a_runs_dashboard_shows_its_group_alone(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "config.yaml").write_text("components: 2\nreport: {project: p, group: g}\n")
-    assert main([str(tmp_path), "--offline"]) == 0
+    assert answer("dashboard", [str(tmp_path), "--offline"]) == 0
     spec = json.loads((tmp_path / "dashboard.json").read_text())
     (runs,) = spec["spec"]["section"]["runSets"]
     assert [(f["key"]["name"], f["value"]) for f in runs["filters"]["filters"]] == [("group", "g")]
@@ -123,7 +123,7 @@ def test_a_runs_dashboard_shows_its_group_alone(tmp_path: Path, capsys: Any) -> 
 
 
 def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path, capsys: Any) -> None:
-    assert main([str(tmp_path)]) == 2
+    assert answer("dashboard", [str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"mach: {tmp_path}: expected a run folder")
     assert said.count("\n") == 1

@@ -256,7 +256,7 @@ def test_the_command_writes_into_the_run(images, capsys):
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, (
         "who may read one reads all"
     )
-    assert cli._VERBS["export"](words[1:]) == 0, "once more, in its place"
+    assert cli.answer("export", words[1:]) == 0, "once more, in its place"
     assert (folder / "model.safetensors").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -341,7 +341,7 @@ def test_an_operator_that_onnx_lacks_is_told(tmp_path):
 )
 def test_what_cannot_be_exported_is_refused(images, capsys, words, says):
     before = sorted(images.iterdir())
-    assert cli._VERBS["export"]([word.format(run=images) for word in words]) == 2
+    assert cli.answer("export", [word.format(run=images) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1

@@ -205,7 +205,7 @@ def test_a_wrong_argument_is_refused_in_one_line(chain, capsys, words, says):
 
 def refused(words, capsys, says):
     """`mach generate` says why in one line and ends with 2."""
-    assert cli._VERBS["generate"](words) == 2
+    assert cli.answer("generate", words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("mach: ")

@@ -95,7 +95,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 def models(*words: object, capsys) -> str:
-    assert cli._VERBS["models"](list(map(str, words))) == 0
+    assert cli.answer("models", list(map(str, words))) == 0
     return capsys.readouterr().out
 
 
@@ -167,7 +167,7 @@ def test_a_reader_that_has_enough_ends_it_without_a_trace(run_dir):
     ],
 )
 def test_what_cannot_be_asked_is_refused(run_dir, capsys, words, says):
-    assert cli._VERBS["models"]([word.format(run=run_dir) for word in words]) == 2
+    assert cli.answer("models", [word.format(run=run_dir) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1

@@ -13,10 +13,11 @@ import pytest
 
 from browser import opened
 from mach import sweeptable
+from mach.cli import answer
 from mach.errors import RunFolderError
 from mach.page.grid import layout_of
 from mach.page.learning import frontier
-from mach.page.main import main, report
+from mach.page.main import report
 from mach.page.secrets import HIDDEN, secrets_of, value_of, without
 from mach.page.time import _window
 from mach.records import Notes, Slices
@@ -266,7 +267,7 @@ def test_a_result_with_odd_values_is_shown(copy, tmp_path, value):
 
 
 def test_a_folder_without_runs_is_refused_in_one_line(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
+    assert answer("report", [str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(RunFolderError, match="no run"):
         report([tmp_path, tmp_path / "nowhere"])
@@ -346,7 +347,7 @@ def test_a_missing_extra_is_named(finished, tmp_path):
         "import sys; from importlib.abc import MetaPathFinder\n"
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'matplotlib' else find(name, *a)\n"
-        "from mach.page.main import main; sys.exit(main(sys.argv[1:]))"
+        "from mach.cli import answer; sys.exit(answer('report', sys.argv[1:]))"
     )
     done = run([sys.executable, "-c", code, str(finished[0])], tmp_path)
     assert done.code == 2

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from clouds import clouds, make
+from mach.cli import answer
 from mach.forecast import Durations, forecast, in_flight
-from mach.launcher.plan import main
 from mach.report.plan import warnings
 from mach.schedule import lag
 from mach.topology import lanes_of
@@ -143,7 +143,7 @@ PLAN = [word for word in SMALL if not word.startswith(("steps", "report"))]
 
 def test_a_plan_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([*PLAN, "optim=adamw", "model.balance=params", "model.depth=3"]) == 0
+    assert answer("plan", [*PLAN, "optim=adamw", "model.balance=params", "model.depth=3"]) == 0
     said = capsys.readouterr()
     for words in ("Cut", "Parts", "Memory of each process", "Messages", "activations 0->1"):
         assert words in said.out, said
@@ -166,7 +166,7 @@ def test_a_plan_prints_and_writes_nothing(tmp_path, monkeypatch, capsys):
 )
 def test_what_mach_train_refuses_is_refused(tmp_path, monkeypatch, capsys, overrides, says):
     monkeypatch.chdir(tmp_path)
-    assert main(overrides) == 2
+    assert answer("plan", overrides) == 2
     said = capsys.readouterr()
     assert said.err.startswith("mach: ")
     assert said.err.count("\n") == 1
@@ -178,7 +178,7 @@ def test_what_mach_train_refuses_is_refused(tmp_path, monkeypatch, capsys, overr
 def test_a_config_folder_of_ones_own_is_read(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndelay: -3\n")
-    assert main(["--config-dir", str(tmp_path), "experiment=mine"]) == 2
+    assert answer("plan", ["--config-dir", str(tmp_path), "experiment=mine"]) == 2
     assert "delay: expected 0 or more; got -3" in capsys.readouterr().err
 
 

@@ -44,7 +44,7 @@ def text(tmp_path_factory) -> Path:
 
 
 def predict(*words: object, capsys) -> str:
-    assert cli._VERBS["predict"](list(map(str, words))) == 0, capsys.readouterr().err
+    assert cli.answer("predict", list(map(str, words))) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
@@ -67,7 +67,7 @@ def data_of(run_dir: Path) -> str:
 
 
 def test_a_line_is_written_for_every_sample_of_an_npz(images, capsys):
-    code = cli._VERBS["predict"]([str(images), "--input", data_of(images), "window=1..2"])
+    code = cli.answer("predict", [str(images), "--input", data_of(images), "window=1..2"])
     told, beside = capsys.readouterr()
     expected = logits_of(images, (1, 2))
     found = rows(told)
@@ -128,7 +128,7 @@ def test_a_stream_is_answered_line_by_line(images, capsys, monkeypatch):
     x = np.asarray(Run(images).dataset.x_test)[:2]
     lines = [*(json.dumps(row.tolist()) for row in x), "1,2"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    assert cli._VERBS["predict"]([str(images), "input=-", "batch=1"]) == 2
+    assert cli.answer("predict", [str(images), "input=-", "batch=1"]) == 2
     told, beside = capsys.readouterr()
     labels = [int(row["label"]) for row in rows(told)]
     assert labels == logits_of(images)[:2].argmax(-1).tolist(), "those before it are answered"
@@ -142,7 +142,7 @@ def test_a_file_appears_when_it_is_complete(images, tmp_path, capsys):
     before = out.read_text()
     bad = tmp_path / "bad.npy"
     np.save(bad, np.full((100, *SHAPE), [1.0] * 4 + [math.nan], "f4"))
-    assert cli._VERBS["predict"]([str(images), f"input={bad}", f"out={out}"]) == 2
+    assert cli.answer("predict", [str(images), f"input={bad}", f"out={out}"]) == 2
     assert out.read_text() == before
     assert sorted(tmp_path.iterdir()) == [bad, out]
 
@@ -247,7 +247,7 @@ def a_file(folder: Path, kind: str) -> Path:
 )
 def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, capsys, kind, says):
     path = a_file(tmp_path, kind)
-    assert cli._VERBS["predict"]([str(images), f"input={path}"]) == 2
+    assert cli.answer("predict", [str(images), f"input={path}"]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1
@@ -265,7 +265,7 @@ def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, c
     ],
 )
 def test_what_cannot_be_asked_is_refused(images, capsys, words, says):
-    assert cli._VERBS["predict"]([word.format(run=images) for word in words]) == 2
+    assert cli.answer("predict", [word.format(run=images) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1
@@ -273,7 +273,7 @@ def test_what_cannot_be_asked_is_refused(images, capsys, words, says):
 
 def test_text_that_is_none_is_refused(text, tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    assert cli._VERBS["predict"]([str(text), f"input={tmp_path}"]) == 2
+    assert cli.answer("predict", [str(text), f"input={tmp_path}"]) == 2
     assert "expected a text in UTF-8" in capsys.readouterr().err
 
 

@@ -408,7 +408,7 @@ def test_a_signal_lets_what_is_here_be_answered(images, tmp_path, number, code):
 def test_a_port_that_is_taken_is_refused(images, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli._VERBS["serve"]([str(images), f"port={port}"]) == 2
+        assert cli.answer("serve", [str(images), f"port={port}"]) == 2
     assert f"port={port}: expected an address to listen at; Address already in use" in (
         capsys.readouterr().err
     )
@@ -424,7 +424,7 @@ def test_a_port_that_is_taken_is_refused(images, capsys):
     ],
 )
 def test_what_cannot_be_served_is_refused(images, capsys, words, says):
-    assert cli._VERBS["serve"]([word.format(run=images) for word in words]) == 2
+    assert cli.answer("serve", [word.format(run=images) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -36,7 +36,27 @@ def main() -> None:
     parser.add_argument("verb", choices=list(_VERBS), help=_HELP)
     parser.add_argument("overrides", nargs=argparse.REMAINDER, help="passed on to the verb")
     options = parser.parse_args(sys.argv[1:2])
-    sys.exit(_VERBS[options.verb](sys.argv[2:]))
+    sys.exit(answer(options.verb, sys.argv[2:]))
+
+
+def answer(verb: str, arguments: list[str]) -> int:
+    """Run a verb. Returns the exit code; what ends it early is said in one line."""
+    from mach.errors import MachError
+
+    try:
+        code = _VERBS[verb](arguments)
+        sys.stdout.flush()
+        return code
+    except MachError as error:
+        print(f"mach: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever reads, such as head, has enough
+        # Python's own last flush must not meet the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("mach: stopped by Ctrl-C", file=sys.stderr)
+        return 130
 
 
 def _complete(arguments: list[str]) -> int:
@@ -62,27 +82,20 @@ def _plan(arguments: list[str]) -> int:
 
 def _generate(arguments: list[str]) -> int:
     from mach.config import GenerateConfig
-    from mach.configfile import from_arguments
-    from mach.errors import MachError
 
-    unset = (None, "???")
-    keys = [f"{f.name}={'..' if f.default in unset else f.default}" for f in fields(GenerateConfig)]
-    parser = argparse.ArgumentParser(
-        prog="mach generate",
-        usage=f"%(prog)s {' '.join(keys)}",
-        description="Let the chain or a window of a language model go on with a prompt.",
-        epilog="Each key is explained in src/mach/config/generate.py. An example: "
-        "mach generate run=runs/mine window=1..3 prompt='To be, or' tokens=100",
-    )
-    parser.add_argument("words", nargs="*", metavar="key=value", help="run and prompt are needed")
-    try:
-        config = from_arguments(GenerateConfig, parser.parse_args(arguments).words)
-        from mach.generate import generate  # imports torch: what is refused above need not wait
+    def act(config: GenerateConfig) -> int:
+        from mach.generate import generate
 
         return generate(config)
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
+
+    return _ask(
+        "generate",
+        arguments,
+        GenerateConfig,
+        act,
+        "Let the chain or a window of a language model go on with a prompt.",
+        "mach generate runs/mine window=1..3 prompt='To be, or' tokens=100",
+    )
 
 
 def _compare(arguments: list[str]) -> int:
@@ -227,7 +240,6 @@ def _ask(
     """
     from mach.config.describe import options
     from mach.configfile import from_arguments
-    from mach.errors import MachError
 
     known = [option.key for option in options(kind)]
     first = known[0]
@@ -245,26 +257,13 @@ def _ask(
             flag = f"--{option.key.replace('_', '-')}"
             parser.add_argument(flag, dest=option.key, metavar="..", help=text)
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"{first} is needed")
-    try:
-        given = vars(parser.parse_intermixed_args(arguments))
-        words = list[str](given.pop("words"))
-        alone = [i for i, word in enumerate(words) if word.partition("=")[0] not in known]
-        for i in alone[:1]:
-            words[i] = f"{first}={words[i]}"
-        words += [f"{name}={value}" for name, value in given.items() if value is not None]
-        code = act(from_arguments(kind, words))
-        sys.stdout.flush()
-        return code
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # whoever reads, such as head, has enough
-        # Python's own last flush must not meet the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("mach: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+    given = vars(parser.parse_intermixed_args(arguments))
+    words = list[str](given.pop("words"))
+    alone = [i for i, word in enumerate(words) if word.partition("=")[0] not in known]
+    for i in alone[:1]:
+        words[i] = f"{first}={words[i]}"
+    words += [f"{name}={value}" for name, value in given.items() if value is not None]
+    return act(from_arguments(kind, words))
 
 
 def _watch(arguments: list[str]) -> int:

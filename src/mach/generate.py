@@ -11,8 +11,6 @@ In a few lines of Python:
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from itertools import chain
 
@@ -188,10 +186,6 @@ def generate(config: GenerateConfig) -> int:
             print(piece, end="", flush=True)
         print()
     except KeyboardInterrupt:
-        print()
-        return 130
-    except BrokenPipeError:  # whoever reads, such as head, has enough
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for Python's own last flush
+        print()  # what is said of it gets a line of its own
+        raise
     return 0

@@ -6,10 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from mach.errors import RunFolderError
+
 
 def main(arguments: list[str]) -> int:
-    """Run `mach compare` on these arguments. Returns the exit code: 2 if there is nothing to
-    compare."""
+    """Run `mach compare` on these arguments. Returns the exit code.
+
+    Raises:
+        RunFolderError: there are no two runs to compare.
+    """
     parser = argparse.ArgumentParser(
         prog="mach compare",
         description="Print in what runs differ: what differs of their configs, and their results, "
@@ -39,5 +44,4 @@ def main(arguments: list[str]) -> int:
         return 0
     named = " ".join(map(str, paths))
     found = f"{runs[0].folder} alone" if runs else "none"
-    print(f"mach: compare {named}: expected two runs or more; found {found}", file=sys.stderr)
-    return 2
+    raise RunFolderError(f"compare {named}: expected two runs or more; found {found}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from mach.config import Config
-from mach.errors import MachError
 
 _EXAMPLE = "mach plan components=8 model=resnet model.layers=56 model.balance=time"
 
 
 def main(arguments: list[str]) -> int:
-    """Run `mach plan` on these arguments. Returns the exit code: 0, or 2 for a refused config."""
+    """Run `mach plan` on these arguments. Returns the exit code.
+
+    Raises:
+        MachError: the config is refused.
+    """
     parser = argparse.ArgumentParser(
         prog="mach plan",
         description="Print what a run will cost before it is trained: where the network is cut, "
@@ -26,17 +28,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", type=Path, help="a folder of YAML of your own")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for mach train")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        # Imported here: `--help` must not wait for torch.
-        from mach.launcher.compose import compose
+    # Imported here: `--help` must not wait for torch.
+    from mach.launcher.compose import compose
 
-        _plan(compose(options.overrides, options.config_dir))
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("mach: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+    _plan(compose(options.overrides, options.config_dir))
     return 0
 
 

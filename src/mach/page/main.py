@@ -7,14 +7,18 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from mach.errors import ConfigError, MachError
+from mach.errors import ConfigError
 from mach.records.find import find_runs, is_run
 
 _NEEDED = ("matplotlib", "jinja2")
 
 
 def main(arguments: list[str]) -> int:
-    """Run `mach report`. Returns the exit code."""
+    """Run `mach report`. Returns the exit code.
+
+    Raises:
+        MachError: see `report`.
+    """
     parser = argparse.ArgumentParser(
         prog="mach report",
         description="Draw a run, a sweep, or several runs on one page that needs no network: "
@@ -31,16 +35,8 @@ def main(arguments: list[str]) -> int:
         help="where the page goes; default: PATH/report, for several paths ./report",
     )
     options = parser.parse_args(arguments)
-    try:
-        _check_installed()
-        page = report(options.paths, options.out)
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("mach: stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    print(f"Report: {page}")
+    _check_installed()
+    print(f"Report: {report(options.paths, options.out)}")
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,11 @@ SPEC = "dashboard.json"
 
 
 def main(arguments: list[str]) -> int:
-    """`mach dashboard`. Returns the exit code."""
+    """`mach dashboard`. Returns the exit code.
+
+    Raises:
+        MachError: see `dashboard`.
+    """
     parser = argparse.ArgumentParser(
         prog="mach dashboard",
         description="Make wandb's workspace for mach's runs: upload it where you are logged in, "
@@ -36,11 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, help=f"file to write, in place of uploading ({SPEC})")
     parser.add_argument("--offline", action="store_true", help="write the file in any case")
     options = parser.parse_args(arguments)
-    try:
-        return dashboard(**vars(options))
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
+    return dashboard(**vars(options))
 
 
 def dashboard(

@@ -10,7 +10,6 @@ is looked at. Nothing is written and nobody is disturbed.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mach import runfolder
-from mach.errors import MachError, RunFolderError
+from mach.errors import RunFolderError
 from mach.records import find_runs, is_run, read_run
 from mach.report.console import result_table
 from mach.report.numbers import duration, fixed
@@ -39,7 +38,11 @@ LINGER_S = 60.0
 
 
 def main(arguments: list[str]) -> int:
-    """`mach watch`. Returns the exit code."""
+    """`mach watch`. Returns the exit code.
+
+    Raises:
+        MachError: see `watch`.
+    """
     parser = argparse.ArgumentParser(
         prog="mach watch",
         description="Show a run, or the runs below a folder, while they run or when they are over. "
@@ -48,11 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("path", type=Path, help="run folder, or a folder with runs, as of a sweep")
     parser.add_argument("--once", action="store_true", help="show it as it is now, and end")
     options = parser.parse_args(arguments)
-    try:
-        return watch(options.path, options.once)
-    except MachError as error:
-        print(f"mach: {error}", file=sys.stderr)
-        return error.exit_code
+    return watch(options.path, options.once)
 
 
 def watch(path: Path, once: bool = False, console: Console | None = None) -> int:
