@@ -259,9 +259,10 @@ def _ask(
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"{first} is needed")
     given = vars(parser.parse_intermixed_args(arguments))
     words = list[str](given.pop("words"))
-    alone = [i for i, word in enumerate(words) if word.partition("=")[0] not in known]
-    for i in alone[:1]:
-        words[i] = f"{first}={words[i]}"
+    keys = [word.partition("=")[0] for word in words]
+    alone = [i for i, key in enumerate(keys) if key not in known]
+    if alone and first not in keys:
+        words[alone[0]] = f"{first}={words[alone[0]]}"
     words += [f"{name}={value}" for name, value in given.items() if value is not None]
     return act(from_arguments(kind, words))
 
