@@ -41,12 +41,8 @@ def predict(config: PredictConfig) -> int:
         else _arrays(predictor, named, config)
     )
     labels = None if signature.text else labels_in(config.input, config.key)
-    try:
-        with _output(config.out) as file, torch.inference_mode():
-            right = _write(file, lines, config, labels)
-    except BrokenPipeError:  # whoever reads, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    with _output(config.out) as file, torch.inference_mode():
+        right = _write(file, lines, config, labels)
     if labels is not None and len(labels):
         print(f"accuracy {right / len(labels):.6g} of {len(labels):,} samples", file=sys.stderr)
     return 0
