@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -283,12 +282,6 @@ def test_a_slurm_job_that_fails_is_not_started_again(tmp_path):
         done = job.wait(30)
     assert done.code == 3, done
     assert not (tmp_path / "scontrol.asked").exists()
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="not installed: shellcheck")
-def test_shellcheck_finds_nothing_in_the_slurm_template(tmp_path):
-    done = run(["shellcheck", str(SBATCH)], tmp_path, deadline_s=30)
-    assert done.code == 0, done
 
 
 # --- what ranks agree on -------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The code reads as one hand wrote it: ruff and mypy find nothing."""
+"""The code reads as one hand wrote it: ruff, mypy and shellcheck find nothing."""
 
 from __future__ import annotations
 
@@ -28,4 +28,13 @@ MYPY = ["mypy", "--cache-dir", str(ROOT / ".mypy_cache")]
 def test_the_code_is_clean(tmp_path, command):
     cache = {"RUFF_CACHE_DIR": str(tmp_path), "MYPYPATH": str(ROOT / "src")}
     done = run([sys.executable, "-m", *command], tmp_path, deadline_s=MOST_S, **cache)
+    assert done.code == 0, done
+
+
+def test_the_scripts_are_clean(tmp_path):
+    scripts = [*(ROOT / "launch").glob("*.s*"), ROOT / ".ci" / "run"]
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = run(
+        [str(shellcheck), "-x", "-P", str(ROOT), *map(str, scripts)], tmp_path, deadline_s=30
+    )
     assert done.code == 0, done
