@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from typing import Any
 KEY = "c" * 40
 ME = {"id": "u1", "entity": "me", "username": "me", "email": "me@here", "flags": "{}"}
 PROJECT = {"id": "UHJvamVjdDox", "internalId": "1", "name": "mach", "entity": {"name": "me"}}
-USED, MADE = "QXJ0aWZhY3Q6MQ==", "QXJ0aWZhY3Q6Mg=="
+USED = "QXJ0aWZhY3Q6MQ=="
+"""Id of whatever artifact somebody wants to use."""
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Kept:
     """Artifacts by name, as somebody wanted to use them."""
     used: list[tuple[str, str]] = field(default_factory=list)
     """Run and artifact it said it was made of."""
+    coming: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Artifacts that were begun, by id: several clients may make one at the same time."""
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     """Those that were committed."""
     views: list[dict[str, Any]] = field(default_factory=list)
@@ -90,9 +94,10 @@ class Kept:
         return {"project": {"artifact": None}}
 
     def create_artifact(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self._coming = asked["input"]
-        made = {"id": MADE, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
-        return {"createArtifact": {"artifact": made}}
+        made = b64encode(f"Artifact:{len(self.coming) + 2}".encode()).decode()
+        self.coming[made] = {**asked["input"], "files": []}
+        begun = {"id": made, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": begun}}
 
     def create_artifact_manifest(self, _: dict[str, Any]) -> dict[str, Any]:
         file = {"id": "f1", "uploadUrl": f"{self.url}/manifest", "uploadHeaders": []}
@@ -101,14 +106,17 @@ class Kept:
     def create_artifact_files(self, asked: dict[str, Any]) -> dict[str, Any]:
         edges = []
         for file in asked["input"]["artifactFiles"]:
-            node = {"storagePath": file["name"], "uploadUrl": f"{self.url}/{file['name']}"}
-            node |= {"uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": MADE}}
+            made, name = file["artifactID"], file["name"]
+            self.coming[made]["files"].append(name)
+            node = {"storagePath": name, "uploadUrl": f"{self.url}/{made}/{name}"}
+            node |= {"uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": made}}
             edges.append({"node": node})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def commit_artifact(self, _: dict[str, Any]) -> dict[str, Any]:
-        self.artifacts.append(self._coming)
-        return {"commitArtifact": {"artifact": {"id": MADE, "digest": "d"}}}
+    def commit_artifact(self, asked: dict[str, Any]) -> dict[str, Any]:
+        made = asked["artifactID"]
+        self.artifacts.append(self.coming[made])
+        return {"commitArtifact": {"artifact": {"id": made, "digest": "d"}}}
 
     def upsert_view2(self, asked: dict[str, Any]) -> dict[str, Any]:
         self.views.append(asked)
