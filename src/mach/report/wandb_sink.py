@@ -28,8 +28,6 @@ START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S, so that even the shortest run can still turn offline."""
 AXIS = "optimizer_step"
 """What wandb draws everything over; `samples` and `wall_s` are in every line beside it."""
-
-
 _ABOUT = ("component", "git", "cut", "model_json")
 """What of the config is said of an artifact, too."""
 

@@ -31,7 +31,7 @@ from mach.roster import Beat, Pulse, Roster, Silence
 from mach.session.publish import publish
 from mach.session.saver import Saver
 from mach.session.seat import Seat
-from mach.sweeptable import METRICS
+from mach.sweeptable import results_of
 from mach.trainer import Faults, FreeWorker, Trainer, moves
 
 _LONGEST_PAUSE_S = 60.0
@@ -73,14 +73,10 @@ def _warm_up() -> None:
     checkpoint.warm_up()
 
 
-def _exits(result: Mapping[str, Any]) -> dict[str, float]:
+def _exits(result: Mapping[str, Any]) -> dict[str, float | None]:
     """The scores of every exit: none of them was another component's to know before."""
-    return {
-        f"eval_exit_{row['exit']}_{kind}": row[kind]
-        for row in result["chain"]
-        for kind in (*METRICS, "loss")
-        if kind in row
-    }
+    found = results_of(result).items()
+    return {f"eval_{key}": value for key, value in found if key.startswith("exit_")}
 
 
 class _BellClock:
