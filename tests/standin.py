@@ -14,6 +14,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+
+from mach.introduce import introduce, parse
 
 
 def main() -> None:
@@ -21,17 +24,18 @@ def main() -> None:
         from mach import cli
         from mach.launcher import supervised
 
-        supervised.WORKER = (__file__,)
+        supervised.PROGRAM = (__file__,)
         cli.main()
     else:
-        component()
+        introduce(sys.argv[1:])
+        from mach.launcher.agent import keep_alive
+
+        options, _ = parse(sys.argv[1:])
+        keep_alive(options, component)
 
 
-def component() -> None:
-    from mach.introduce import introduce, parse
-
-    introduce(sys.argv[1:])
-    options, _ = parse(sys.argv[1:])
+def component(argv: Sequence[str]) -> None:
+    options, _ = parse(argv)
     k, run_dir = options.component, options.run
     kind = os.environ["STANDIN"].split(",")[k]
 
@@ -64,7 +68,6 @@ def component() -> None:
     if k == 0:
         result = {"chain": [{"exit": 0, "loss": 1.0}], "windows": []}
         (run_dir / "result.json").write_text(json.dumps(result))
-    os._exit(0)
 
 
 if __name__ == "__main__":

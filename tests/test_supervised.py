@@ -264,7 +264,8 @@ def idle(folder: Path, kinds: str, *overrides: str) -> Command:
 def test_a_second_launcher_on_the_same_folder_is_refused(tmp_path):
     with idle(tmp_path, "fine,fine") as started:
         started.until(lambda: rank_of(tmp_path, 1) is not None)
-        done = run([*TRAIN, *IDLE, "resume=auto"], tmp_path)
+        # In a folder of its own: what a command leaves there is ended with it.
+        done = run([*TRAIN, *IDLE, "out=../run", "resume=auto"], tmp_path / "second")
         assert done.code == 2, done
         assert f"process {started.process.pid} on " in done.stderr, done
         (tmp_path / "run/finish").touch()

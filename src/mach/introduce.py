@@ -2,8 +2,8 @@
 
 By its environment (MACH_RUN_DIR, MACH_COMPONENT) and its command line. Both are fixed when a
 program starts, and torchrun gives every rank the same command; so a rank starts itself once more,
-before it has imported anything slow. Under supervision each component has a launcher of its own,
-which gives it both.
+before it has imported anything slow. Under supervision each component has an agent of its own, which
+is given both and forks the component; `top` and `ps -o comm` tell them apart.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 RUN_DIR, COMPONENT = "MACH_RUN_DIR", "MACH_COMPONENT"
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of `python -m mach.train`, and the config overrides beside them."""
     parser = argparse.ArgumentParser(prog="python -m mach.train", allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="run folder; set by itself or by mach train")
     parser.add_argument("--component", type=int, help="component; set by itself")
     parser.add_argument("--launcher", type=int, help="process id of the launcher that asked")
     parser.add_argument("--store", help="HOST:PORT/RUN; set by mach train launch=supervised")
+    parser.add_argument("--reports", type=int, help="open file, to tell that one how we are")
     return parser.parse_known_args(argv)
 
 
@@ -33,8 +35,11 @@ def introduce(argv: list[str]) -> None:
     """Start this rank again under its own name. Returns at once where that has been done."""
     options, overrides = parse(argv)
     if options.store is not None:  # supervised: named already
-        if options.launcher is not None:
-            die_with(options.launcher, signal.SIGTERM)  # which saves, once it has something to save
+        if options.reports is not None:
+            call_myself(f"mach-agent-{options.component}")
+            die_with(
+                options.launcher, signal.SIGTERM
+            )  # which stops the component, once there is one
         return
     component = os.environ.get("RANK")
     if component is None or options.component is not None:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from mach import runfolder
 from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
 from mach.errors import ConfigError, MachError, PeerLostError
+from mach.launcher.agent import keep_alive
 from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight
 from mach.rank import Rank, StoreAddress, join, join_supervised
-from mach.session import enlist, take_seat, train_free, train_ordered
+from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
 
 _START_TIMEOUT_S = 300.0
 _GRACE_S = 5.0
@@ -102,9 +104,9 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def main() -> None:
-    """Run as one rank, and end with 0, 1 or 2 (see mach.errors)."""
-    options, overrides = parse(sys.argv[1:])
+def main(argv: Sequence[str]) -> None:
+    """Be one rank. What goes wrong ends the process, with 1 or 2 (see mach.errors)."""
+    options, overrides = parse(argv)
     handler = get_error_handler()  # torchrun's way to hear of an error
     handler.initialize()
     try:
@@ -120,8 +122,12 @@ def main() -> None:
         handler.record_exception(error)
         sys.excepthook(type(error), error, error.__traceback__)
         _leave(1)
-    _leave(0)
 
 
 if __name__ == "__main__":
-    main()
+    options, _ = parse(sys.argv[1:])
+    if options.reports is None:
+        main(sys.argv[1:])
+        _leave(0)
+    warm_up()
+    keep_alive(options, main)

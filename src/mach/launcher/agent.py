@@ -1,8 +1,9 @@
 """What keeps one component alive, apart from all others?
 
 A torch elastic agent for it alone, which is what a `torchrun --nproc-per-node=1` is, in a process
-of its own. That process is forked from the launcher, which has imported torch: a fresh interpreter
-for each would cost seconds.
+of its own. It imports all that a component needs and forks the component, which so begins at once;
+above all the next life does, while the others train on: a fresh interpreter would take seconds, and
+take them from all who share its cores.
 
     mach train                   hosts the store, watches, decides
       agent of component 0       starts it, starts it again, hands signals on
@@ -17,15 +18,13 @@ sure to hit no other process.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
-import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -41,89 +40,103 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from mach import runfolder
-from mach.introduce import COMPONENT, RUN_DIR, call_myself, die_with
+from mach.configfile import load
+from mach.introduce import call_myself, die_with
 from mach.launcher.failure import REFUSED, Fall, fall_of
+from mach.launcher.gang import quiet_torch
 from mach.launcher.reports import Died, Ended, Report, Started
-from mach.rank import StoreAddress
+from mach.rank import StoreAddress, keep_heap
 
 SAVE_S = 20.0
 """Longest a component may take to save once it has been told to stop."""
 STOP, KILL = signal.SIGTERM, signal.SIGUSR1
 HANDLED = {STOP, KILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _MONITOR_S = 0.1
+# Elsewhere what was imported may not outlive a fork.
+_START = "fork" if sys.platform.startswith("linux") else "spawn"
+
+Work = Callable[[Sequence[str]], None]
+"""What a component does, told by its command line."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A component to keep alive."""
-
-    component: int
-    run_dir: Path
-    store: StoreAddress
-    max_restarts: int
-    hang_s: float
-    worker: Sequence[str]
-    """What Python is to run."""
-
-
-def run_agent(job: Job, launcher: int, listener: socket.socket, reports: Connection) -> None:
+def keep_alive(options: argparse.Namespace, work: Work) -> None:
     """Keep a component alive until it has ended well, or for good, or this process is told to stop.
 
     The signals in HANDLED are blocked when this begins.
 
     Args:
-        launcher: our parent.
-        listener: of the store; not ours to hold open.
-        reports: hears what happens.
+        options: this process's own (mach.introduce).
+        work: known by name in a module that has imported all that is slow.
     """
-    listener.close()
-    os.setsid()  # Ctrl-C at the terminal is the launcher's business
-    die_with(launcher, STOP)
-    call_myself(f"mach-agent-{job.component}")
-    os.environ[RUN_DIR], os.environ[COMPONENT] = str(job.run_dir), str(job.component)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a component sets its own number
+    reports = Connection(options.reports, readable=False)
+    os.register_at_fork(after_in_child=reports.close)  # its end is to be the end of the agent
+    quiet_torch()
     # An agent installs handlers for these whenever it starts a component; ours are to stay.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"
-    # A device that is wedged for good holds its process in the kernel, where no signal reaches it.
-    os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = str(job.hang_s)
     try:
-        agent = _Agent(job, launcher, reports)
+        config = load(options.run / runfolder.CONFIG)
+        # A device that is wedged for good holds its process in the kernel, where no signal reaches.
+        os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = str(config.launch.hang_s)
+        agent = _Agent(options, work, config.max_restarts, reports)
         agent.handle_signals()
+        keep_heap()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         result = agent.run()
-        agent.report(Ended(job.component, None if result.state == State.SUCCEEDED else agent.fall))
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # there is nothing left to stop
+        agent.end(None if result.state == State.SUCCEEDED else agent.fall)
     except SignalException:  # told to stop, and the component has been stopped
         pass
     except Exception as error:
         text = f"its agent failed: {type(error).__name__}: {error}"
         with suppress(OSError):
-            reports.send(Ended(job.component, Fall(1, text)))
+            reports.send(Ended(options.component, Fall(1, text)))
+
+
+def _begin(work: Work, argv: Sequence[str], component: int, agent: int) -> None:
+    """The first a component does: become a process that owes nothing to the agent but its life.
+
+    Module level: what does not fork finds it by its name.
+    """
+    os.setsid()
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    die_with(agent, STOP)  # which saves, once it has something to save
+    call_myself(f"mach-{component}")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+    work(argv)
 
 
 class _Agent(LocalElasticAgent):
     """torch's agent, which says what it does."""
 
-    def __init__(self, job: Job, launcher: int, reports: Connection) -> None:
-        self._job, self._launcher, self._reports = job, launcher, reports
+    def __init__(
+        self, options: argparse.Namespace, work: Work, max_restarts: int, reports: Connection
+    ) -> None:
+        self._component, self._launcher = options.component, options.launcher
+        self._reports = reports
         self._stopping = False
         self.fall = Fall(1, "hangs in the kernel, as a process does whose device is wedged")
-        store = job.store
-        command = [f"--run={job.run_dir}", f"--component={job.component}"]
-        command += [f"--launcher={os.getpid()}", f"--store={store}"]
+        store = StoreAddress.parse(options.store)
+        argv = [f"--run={options.run}", f"--component={options.component}", f"--store={store}"]
         spec = WorkerSpec(
             role="default",
             local_world_size=1,
             rdzv_handler=_Alone(store),
-            entrypoint=sys.executable,
-            args=(*job.worker, *command),
-            max_restarts=job.max_restarts,
+            entrypoint=_begin,
+            args=(work, argv, options.component, os.getpid()),
+            max_restarts=max_restarts,
             monitor_interval=_MONITOR_S,
         )
-        logs = job.run_dir / runfolder.LOGS / f"component-{job.component}"
-        super().__init__(spec, DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL))
+        logs = options.run / runfolder.LOGS / f"component-{options.component}"
+        specs = DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL)
+        super().__init__(spec, specs, start_method=_START)
         self._shutdown_timeout = int(SAVE_S)  # no argument of older torch's constructor
 
-    def report(self, report: Report) -> None:
+    def end(self, fall: Fall | None) -> None:
+        self._report(Ended(self._component, fall))
+
+    def _report(self, report: Report) -> None:
         with suppress(OSError):  # the launcher is gone; its death will have told us
             self._reports.send(report)
 
@@ -138,15 +151,20 @@ class _Agent(LocalElasticAgent):
             raise SignalException(f"told to stop by {number}", sigval=STOP)
 
     def _kill(self, number: int, frame: FrameType | None) -> None:
-        for handler in getattr(self._pcontext, "subprocess_handlers", {}).values():
-            if handler.proc.returncode is None:  # not yet reaped: the id is still its own
+        for process in getattr(getattr(self._pcontext, "_pc", None), "processes", []):
+            if process.exitcode is None:  # not yet reaped: the id is still its own
                 with suppress(ProcessLookupError):
-                    os.killpg(handler.proc.pid, signal.SIGKILL)
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        pids = super()._start_workers(worker_group)
-        restart = self._job.max_restarts - self._remaining_restarts
-        self.report(Started(self._job.component, pids[0], restart))
+        # No signal is to find a component that still has the agent's handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            pids = super()._start_workers(worker_group)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        restart = worker_group.spec.max_restarts - self._remaining_restarts
+        self._report(Started(self._component, pids[0], restart))
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -156,12 +174,12 @@ class _Agent(LocalElasticAgent):
         failure = result.failures.get(0)
         if failure is None:
             return result
-        self.fall = fall_of(self._job.component, failure)
+        self.fall = fall_of(self._component, failure)
         if self.fall.code == REFUSED:  # and would refuse again
             self._remaining_restarts = 0
         if self._remaining_restarts > 0:
-            restart = self._job.max_restarts - self._remaining_restarts + 1
-            self.report(Died(self._job.component, self.fall, restart))
+            restart = worker_group.spec.max_restarts - self._remaining_restarts + 1
+            self._report(Died(self._component, self.fall, restart))
         return result
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import connection, get_context
-from multiprocessing.process import BaseProcess
+from multiprocessing import Pipe, connection
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from mach.launcher.agent import HANDLED, KILL, SAVE_S, STOP, Job, run_agent
+from mach.introduce import COMPONENT, RUN_DIR
+from mach.launcher.agent import HANDLED, KILL, SAVE_S, STOP
 from mach.launcher.failure import Fall
 from mach.launcher.reports import Ended, Report
+from mach.rank import StoreAddress
 
 _TO_US = HANDLED - {KILL}
 """What asks the launcher to stop."""
@@ -32,31 +35,35 @@ class Agents:
     they leave something half-done. A second one kills what has not ended by then.
     """
 
-    def __init__(self, jobs: Sequence[Job], listener: socket.socket) -> None:
-        """Fork them. No other thread may run.
+    def __init__(
+        self, run_dir: Path, store: StoreAddress, components: int, program: Sequence[str]
+    ) -> None:
+        """Start them.
 
         Args:
-            listener: of the store; the agents close it.
+            run_dir: with the run's config.
+            store: the run's.
+            components: each gets an agent.
+            program: what Python is to run as an agent; it ends in mach.launcher.agent.keep_alive.
         """
         self._asked: list[int] = []
         self._before: dict[int, Any] = {}
-        self._processes: dict[int, BaseProcess] = {}
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._pipes: dict[int, connection.Connection] = {}
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # in the agents, too
         try:
-            fork = get_context("fork")
-            for job in jobs:
-                ours, theirs = fork.Pipe(duplex=False)
-                process = fork.Process(
-                    target=run_agent,
-                    args=(job, os.getpid(), listener, theirs),
-                    name=f"agent-{job.component}",
-                    daemon=True,  # should all else fail, Python's own exit ends them
-                )
-                process.start()
-                theirs.close()  # so that the end of the agent is the end of the pipe
-                self._processes[job.component] = process
-                self._pipes[job.component] = ours
+            for k in range(components):
+                ours, theirs = Pipe(duplex=False)
+                with theirs:  # so that the end of the agent is the end of the pipe
+                    command = [sys.executable, *program, f"--run={run_dir}", f"--component={k}"]
+                    command += [f"--launcher={os.getpid()}", f"--store={store}"]
+                    self._processes[k] = subprocess.Popen(
+                        [*command, f"--reports={theirs.fileno()}"],
+                        env={**os.environ, **_environment(run_dir, k)},
+                        pass_fds=[theirs.fileno()],
+                        start_new_session=True,  # Ctrl-C at the terminal is the launcher's business
+                    )
+                self._pipes[k] = ours
             self._take_signals()
         except BaseException:
             self._stop()
@@ -105,10 +112,7 @@ class Agents:
 
     def signal(self, component: int, number: int) -> None:
         """Send a signal to an agent, if it lives."""
-        process = self._processes[component]
-        if process.is_alive() and process.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+        self._processes[component].send_signal(number)  # nothing where it has ended
 
     def _read(self, component: int) -> list[Report]:
         """What is in a pipe; its end is the agent's."""
@@ -125,8 +129,7 @@ class Agents:
         pipe.close()
         del self._pipes[component]
         if not any(isinstance(report, Ended) for report in reports):
-            self._processes[component].join(_END_S)
-            code = self._processes[component].exitcode
+            code = _end_of(self._processes[component])
             reports.append(Ended(component, Fall(1, f"its agent ended without a word ({code})")))
         return reports
 
@@ -135,19 +138,22 @@ class Agents:
             self.signal(k, STOP)
         end_s = time.monotonic() + SAVE_S + _END_S
         killed = False
-        while time.monotonic() < end_s and any(p.is_alive() for p in self._processes.values()):
+        while time.monotonic() < end_s and self._alive():
             if len(self._asked) > 1 and not killed:
                 killed = True
                 for k in self._processes:
                     self.signal(k, KILL)
-            connection.wait([p.sentinel for p in self._processes.values() if p.is_alive()], _STEP_S)
-        for process in self._processes.values():
-            if process.is_alive():  # its component hears of it from the kernel
-                process.kill()
-            process.join(_END_S)
+            with suppress(subprocess.TimeoutExpired):
+                self._alive()[0].wait(_STEP_S)
+        for process in self._alive():  # its component hears of it from the kernel
+            process.kill()
+            _end_of(process)
         for pipe in self._pipes.values():
             pipe.close()
         self._pipes.clear()
+
+    def _alive(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._processes.values() if process.poll() is None]
 
     def _obey(self) -> None:
         if not self._asked:
@@ -165,3 +171,20 @@ class Agents:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked.append(number)
+
+
+def _environment(run_dir: Path, component: int) -> dict[str, str]:
+    return {
+        RUN_DIR: str(run_dir),
+        COMPONENT: str(component),
+        # A component sets its own numbers; a pool of threads would not outlive the fork.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of one that is about to end."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_S)
+    return process.returncode

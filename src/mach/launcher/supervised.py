@@ -14,7 +14,7 @@ from typing import Any
 from mach import runfolder
 from mach.config import Config
 from mach.launcher import store
-from mach.launcher.agent import KILL, Job
+from mach.launcher.agent import KILL
 from mach.launcher.agents import Agents
 from mach.launcher.failure import no_result, run_failed
 from mach.launcher.gang import quiet_torch
@@ -24,8 +24,8 @@ from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
 from mach.roster import Roster
 
-WORKER = ("-m", "mach.train")
-"""What Python runs as a component."""
+PROGRAM = ("-m", "mach.train")
+"""What Python runs as a component and its agent."""
 LOOK_S = 0.2
 """Time between two looks at the heartbeats."""
 _SLOW_START_S = 60.0
@@ -44,11 +44,7 @@ def run_supervised(config: Config, run_dir: Path) -> dict[str, Any]:
     quiet_torch()
     with store.listen(config.launch.bind) as listener:
         address = store.address_of(listener)
-        jobs = [
-            Job(k, run_dir, address, config.max_restarts, config.launch.hang_s, WORKER)
-            for k in range(config.components)
-        ]
-        with Agents(jobs, listener) as agents:  # forked: before the store brings a thread
+        with Agents(run_dir, address, config.components, PROGRAM) as agents:
             roster = store.found(listener, address, config)
             supervision = Supervision(_rules(config))
             journal = Journal(run_dir / runfolder.EVENTS)

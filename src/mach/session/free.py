@@ -23,7 +23,7 @@ from mach.channels import Bell, Channels, connect_live
 from mach.config import Config
 from mach.configfile import fingerprint
 from mach.errors import MachError, PeerLostError, StoppedError
-from mach.rank import Rank, age_s, transport
+from mach.rank import Rank, age_s, keep_heap, transport
 from mach.report.artifact import Artifact
 from mach.report.reporter import build
 from mach.report.trace import traced
@@ -66,7 +66,7 @@ def enlist(rank: Rank, config: Config) -> None:
         time.sleep(min(config.launch.backoff_s * 2.0 ** (barren - 2), _LONGEST_PAUSE_S))
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Load now what torch loads at the first gradient from outside (0.3 s) and mach at the first
     save (1 s): nobody is waiting yet."""
     import_module("torch.fx.experimental.symbolic_shapes")
@@ -131,7 +131,7 @@ class _Life:
                 clock=_BellClock(self._bell),
                 over=lambda: self._over,  # the run may be over before there is a worker
             )
-            _warm_up()
+            warm_up()
             self._await_neighbours(channels)
             self._faults = Faults(config.faults, k, self._life, seat.component, self._drop_links)
             self._faults.reached(seat.first_step)
@@ -139,6 +139,7 @@ class _Life:
             batches = seat.batches.evaluation_batches(config.eval.samples)
             actions = moves(config, worker, batches, seat.first_step)
             self._trainer = Trainer(config, worker, seat.optimizers, seat.task, actions, self)
+            keep_heap()
             with traced(config, seat.run_dir, worker, self, self._life):
                 self._trainer.run()
             if self._stopped_by:

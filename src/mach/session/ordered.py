@@ -8,7 +8,7 @@ from typing import Any
 from mach import checkpoint, runfolder
 from mach.channels import Channels, connect
 from mach.configfile import fingerprint
-from mach.rank import transport
+from mach.rank import keep_heap, transport
 from mach.report.artifact import Artifact
 from mach.report.reporter import Reporter, build
 from mach.report.trace import traced
@@ -43,6 +43,7 @@ def train_ordered(seat: Seat) -> None:
         )
         actions = program(config, rank.index, seat.batches, seat.first_step)
         hooks = Hooks(seat, reporter, faults)
+        keep_heap()
         with traced(config, seat.run_dir, worker, hooks, rank.restarts):
             outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
         channels.close_up()
