@@ -18,6 +18,7 @@ from mach.config import Config
 from mach.config.learning import CORRECTIONS
 from mach.data import Batches, Dataset
 from mach.errors import ConfigError
+from mach.launcher.compose import compose
 from mach.optim import Optimizer
 from mach.trainer import Oracle
 
@@ -196,10 +197,26 @@ def test_without_delay_a_correction_changes_nothing(dataset, correction):
 
 
 @pytest.mark.parametrize(
+    ("words", "correction"),
+    [
+        ([], "rate"),
+        (["model=resnet"], "rate"),
+        (["model=gpt"], "surrogate"),
+        (["model=gpt", "replay=stash"], "rate"),
+        (["model=gpt", "optim.correction=none"], "none"),
+        (["model=gpt", "method=ddg"], "none"),
+    ],
+)
+def test_where_nothing_is_said_it_is_what_has_won_for_the_family(words, correction):
+    config = compose([*words, "data=text", "data.path=any"] if words else [])
+    assert config.optim.correction == correction
+
+
+@pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"correction": "rate+nesterov"}, "Corrections do not add up"),
-        ({"correction": "magic"}, "optim.correction: expected one of none, rate, shrink"),
+        ({"correction": "magic"}, "optim.correction: expected one of auto, none, rate, surrogate"),
         ({"predict": "both"}, "optim.predict: expected one of backward, forward"),
         ({"look_ahead": 1.0}, "optim.look_ahead: expected 0 to below 1; got 1.0"),
         ({"compensation": -1}, "optim.compensation: expected 0 or more"),
@@ -217,6 +234,8 @@ def test_nonsense_is_refused(values, says):
         ("prediction", {"schedule": "free"}, "expected schedule=delayed"),
         ("prediction", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
         ("compensation", {"replay": "stash"}, "expected optim=sgd with replay=stash; got adamw"),
+        ("surrogate", {"replay": "stash"}, "belong to the activations that they meet"),
+        ("surrogate", {"predictor": {"enabled": True}}, "parents answer at once"),
     ],
 )
 def test_a_correction_that_does_not_fit_is_refused(correction, more, says):

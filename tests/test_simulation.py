@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -150,6 +151,18 @@ def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dea
         assert later[Move.ACTIVATION] > 50
     if dead < 2:
         assert later[Move.GRADIENT] > 50
+
+
+@pytest.mark.parametrize("dead", [1, 2, 3])
+@pytest.mark.parametrize("away_s", [1, 5])
+def test_a_child_takes_steps_throughout_while_its_parents_pipeline_fills_again(dead, away_s):
+    simulation = simulate(components=4, steps=100, accumulate=1)
+    simulation.at(40, lambda: simulation.kill(dead))
+    simulation.at(40 + away_s, lambda: simulation.revive(dead))
+    simulation.run(until_s=80 + away_s)
+    taken = [moment for moment in life(simulation, dead - 1).stepped_s if moment > 40]
+    # Undisturbed it takes up to 2.3 s from one to the next; filled at once, up to 3.3.
+    assert max(b - a for a, b in pairwise(taken)) < 2.1, taken
 
 
 def test_what_the_parent_of_a_dead_component_makes_is_of_its_own_choosing():

@@ -36,7 +36,7 @@ def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, **options):
         Keep(),
         head_update=Keep(),
         head_weight=weight,
-        head_correction=correction,
+        surrogate=correction,
         accumulate=M,
         **options,
     )

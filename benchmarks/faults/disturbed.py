@@ -73,7 +73,7 @@ def _watch(run: Run, settings: Settings, kind: str, victim: int | None) -> None:
     elif kind == "kill":
         lines = run.logs[victim]
         run.until(lambda: bool(lines) and back(lines, LINKS[victim]) is not None)
-        beyond_s = 0.0
+        beyond_s = settings.least_s
     else:
         run.until(lambda: reached(run.logs[victim], due) is not None)
         beyond_s = settings.slow_s
@@ -110,7 +110,7 @@ def _judge(logs: Logs, calm: Logs, kind: str, victim: int, settings: Settings) -
         last, first = death(lines), back(lines, LINKS[victim])
         assert last is not None
         assert first is not None
-        wrong = Window(last.time_s, first.time_s)
+        wrong = Window(last.time_s, max(first.time_s, last.time_s + settings.least_s))
         again = next(line for line in lines if line.life > last.life)
         found["return"] = {
             "age_s": first.age_s,

@@ -27,9 +27,12 @@ class Settings:
     slow_s: float = 5.0
     factor: float = 4.0
     """How long, and how much, a component is slowed down."""
-    away_s: float = 6.0
-    """About as long as a component that died is away: the undisturbed run is watched for so long
-    in its place."""
+    away_s: float = 4.0
+    """Longer than a component that died is away: the undisturbed run is watched for so long in its
+    place."""
+    least_s: float = 2.0
+    """What is counted of a death at least, from its last sign of life on: it may be away for a few
+    steps only, and what its return costs belongs to it."""
     after_s: float = 4.0
     latencies_ms: tuple[float, ...] = (0.0, 5.0, 25.0, 100.0)
     latency_s: float = 7.0

@@ -2,8 +2,8 @@
 
 By its environment (MACH_RUN_DIR, MACH_COMPONENT) and its command line. Both are fixed when a
 program starts, and torchrun gives every rank the same command; so a rank starts itself once more,
-before it has imported anything slow. Under supervision each component has an agent of its own, which
-is given both and forks the component; `top` and `ps -o comm` tell them apart.
+before it has imported anything slow. Under supervision each component has an agent of its own,
+which is given both and forks the component; `top` and `ps -o comm` tell them apart.
 """
 
 from __future__ import annotations

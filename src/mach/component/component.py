@@ -47,7 +47,7 @@ class Component:
         targets: Callable[[Tensor], Tensor] = lambda y: y,
         head_update: Update | None = None,
         head_weight: float = 1.0,
-        head_correction: float = 0.0,
+        surrogate: float = 0.0,
         student: Student | None = None,
         mix: float = 0.0,
         predictor: GradientPredictor | None = None,
@@ -73,8 +73,9 @@ class Component:
             targets: from the data's y to the N targets of the head's logits.
             head_update: steps a head that is trained beside the chain.
             head_weight: lambda, what the body feels of the head's gradient.
-            head_correction: c, how much of the change of the head's gradient since the forward is
-                added to the parent's (see `surrogate`); not under `stash`, which changes nothing.
+            surrogate: c, how much of the change of the head's gradient since the forward is
+                added to the parent's (mach.component.surrogate); not under `stash`, which changes
+                nothing.
             student: predicts the child's activation; None at the bottom, or without distillation.
             mix: fraction of each microbatch whose input the student makes.
             predictor: predicts the parent's gradient, so that the body learns at once; None at the
@@ -102,7 +103,7 @@ class Component:
         self.body, self.head, self.student, self.predictor = body, head, student, predictor
         self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
-        self._head_weight, self._head_correction = head_weight, head_correction
+        self._head_weight, self._surrogate = head_weight, surrogate
         self._feedback, self._mix = feedback, mix
         self._predicted, self._one_hop = predicted, one_hop
         self._student_soft = student_soft
@@ -160,7 +161,7 @@ class Component:
             return output.detach()
         with torch.no_grad():
             h = self._net.activation(inputs, x, self._at_its_backward(staleness))
-        if self._compensation or self._head_correction:
+        if self._compensation or self._surrogate:
             work.sent = h
         return h
 
@@ -193,10 +194,10 @@ class Component:
             moved = h.detach() - work.sent
             gradient = compensated(gradient, moved, self._compensation, scale)
         weight = 1.0 if alone else self._head_weight
-        if self._head_correction and work.sent is not None and gradient is not None:
+        if self._surrogate and work.sent is not None and gradient is not None:
             then = self._head_slope(work.sent, work.y, larger)
-            gradient = gradient - self._head_correction * then
-            weight += self._head_correction  # the slope at h comes with the head's own loss
+            gradient = gradient - self._surrogate * then
+            weight += self._surrogate  # the slope at h comes with the head's own loss
         child_gradient = self._gather(work, h, gradient, weight, larger)
         return None if self._one_hop else child_gradient
 

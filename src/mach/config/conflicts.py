@@ -64,6 +64,17 @@ def _correction(config: Config) -> None:
             "optim.correction=prediction: expected one_hop=false; got true, under which "
             "parents answer at their forward. Set optim.correction=rate."
         )
+    if optim.correction == "surrogate" and config.replay == "stash":
+        raise ConfigError(
+            "optim.correction=surrogate: expected replay=recompute; got stash, whose gradients "
+            "belong to the activations that they meet. Set replay=recompute or "
+            "optim.correction=rate."
+        )
+    if optim.correction == "surrogate" and config.answers:
+        raise ConfigError(
+            "optim.correction=surrogate: expected no predictor and no one_hop; got one, under which "
+            "parents answer at once. Set optim.correction=none."
+        )
     stashed = optim.correction == "compensation" and config.replay == "stash"
     if stashed and optim.name != "sgd":
         raise ConfigError(

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from mach.config.checks import at_least, one_of, within
 from mach.errors import ConfigError
 
-CORRECTIONS = ("none", "rate", "shrink", "prediction", "compensation", "nesterov")
+CORRECTIONS = (
+    "auto",
+    "none",
+    "rate",
+    "surrogate",
+    "shrink",
+    "prediction",
+    "compensation",
+    "nesterov",
+)
 
 
 @dataclass
@@ -17,12 +26,7 @@ class HeadConfig:
     weight: float = 0.1
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
     so at 0 it is a probe: every exit can be used and the chain does not know of it (unless
-    `correction` tells it). The top component always has 1."""
-    correction: float = 0.0
-    """c: the parent's late gradient belongs to an activation that the body would make otherwise by
-    now. By c times as much as the head's gradient has changed since, it is changed (a control
-    variate, `mach.component.surrogate`); the chain then knows of its heads. Needs a second backward
-    of the head, and the activations in flight; not used by replay=stash. 1 suits transformers."""
+    optim.correction=surrogate tells it). The top component always has 1."""
     soft: float = 0.0
     """alpha: how much a head listens to its parent's logits, which then come down with the
     gradient, rather than to the labels."""
@@ -31,7 +35,6 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         at_least("head.weight", self.weight, 0)
-        at_least("head.correction", self.correction, 0)
         within("head.soft", self.soft, 0, 1)
         if not self.temperature > 0:
             raise ConfigError(f"head.temperature: expected more than 0; got {self.temperature}")
@@ -115,10 +118,15 @@ class OptimConfig:
     """Let the rate fall along a half cosine after the warm-up."""
     layer_decay: float = 1.0
     """Factor on the rate of a component for every component above it: layer-wise rates."""
-    correction: str = "rate"
+    correction: str = "auto"
     """What is done about staleness, one thing at a time:
+    auto: what has won for the model's family (model.correction); the run's config says what;
     none;
     rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021);
+    surrogate: the parent's late gradient belongs to an activation that the body would make
+    otherwise by now; it is changed by `surrogate` times as much as the head's own gradient has
+    changed since (a control variate, mach.component.surrogate). Takes a second backward of the head
+    and the activations in flight; the chain then knows of its heads;
     shrink: `shrink` to the power of the hops that a gradient has come down (FDG, Zhuang et al.
     2021). Under sgd the gradient shrinks; muon and adamw divide by its size, so there the rate
     does;
@@ -129,6 +137,8 @@ class OptimConfig:
     NAdamW for adamw and for what muon leaves, Nesterov momentum for muon and sgd."""
     correction_fraction: float = 0.3
     """rate: fraction of the steps over which it is annealed away."""
+    surrogate: float = 1.0
+    """surrogate: c, the factor."""
     shrink: float = 0.5
     """shrink: beta, the factor per hop."""
     predict: str = "backward"
@@ -163,6 +173,7 @@ class OptimConfig:
         one_of("optim.correction", self.correction, CORRECTIONS)
         one_of("optim.predict", self.predict, ("backward", "forward"))
         at_least("optim.compensation", self.compensation, 0)
+        at_least("optim.surrogate", self.surrogate, 0)
         if not 0 <= self.look_ahead < 1:
             raise ConfigError(f"optim.look_ahead: expected 0 to below 1; got {self.look_ahead}")
         if not 0 < self.shrink <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mach.config.checks import at_least, one_of
 from mach.config.learning import StudentConfig
@@ -20,6 +20,8 @@ class ModelConfig:
     """Blocks per component."""
     depth: int | None = None
     """Blocks of the whole network; overrides `blocks`."""
+    correction: ClassVar[str] = "rate"
+    """What optim.correction=auto is for this family (benchmarks/accuracy)."""
     balance: Any = "equal"
     """Where the network is cut: equal (numbers of blocks), params, time (measured before the run),
     or the number of blocks of each component, as in [3,2,2,2]. What params and time find is kept
@@ -91,6 +93,7 @@ class GptConfig(ModelConfig):
     """Decoder-only transformer for text, pre-norm. `data.context` says how many tokens it sees."""
 
     name: str = "gpt"
+    correction: ClassVar[str] = "surrogate"
     width: int = 128
     """Width of the residual stream: every activation is [B, T, width]."""
     heads: int = 4

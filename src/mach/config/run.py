@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 from mach.config.checks import at_least, one_of
@@ -82,6 +82,8 @@ class Config:
             at_least(key, getattr(self, key), 1)
         for key in ("delay", "patience_ms", "feedback", "seed"):
             at_least(key, getattr(self, key), 0)
+        if self.optim.correction == "auto":
+            self.optim = replace(self.optim, correction=self._usual_correction)
         self._check_cut()
         self.model.check(self.components, self.student)
         if self.launch.name == "supervised" and self.schedule != "free":
@@ -124,6 +126,12 @@ class Config:
         # a link must hold them, or child and parent wait for each other.
         # free: what waits behind d others is d microbatches late, which is what it may be.
         return (1 if self.schedule == "sync" else self.delay) + 1
+
+    @property
+    def _usual_correction(self) -> str:
+        # There the parents' gradients belong to the activations that they meet.
+        nothing_to_correct = self.replay == "stash" or self.answers
+        return "rate" if nothing_to_correct else self.model.correction
 
     @property
     def microbatches(self) -> int:
@@ -183,10 +191,11 @@ class Config:
         return self.feedback * (self.optim.shrink if shrinks and self.effective_delay else 1.0)
 
     @property
-    def head_correction(self) -> float:
-        """c below the top: what `head.correction` is, of a parent's gradient that has shrunk."""
-        fits = self.replay == "stash" or self.effective_delay == 0
-        return 0.0 if fits else self.head.correction * self.gradient_factor
+    def surrogate(self) -> float:
+        """c below the top, where the head stands in for the parents, else 0: of a parent's gradient
+        that has shrunk, as much less."""
+        asked = self.optim.correction == "surrogate" and self.effective_delay > 0
+        return self.optim.surrogate * self.gradient_factor if asked else 0.0
 
     @property
     def supervised(self) -> bool:

@@ -129,7 +129,7 @@ class Assembly:
             targets=self.family.targets,
             head_update=head_optimizer,
             head_weight=1.0 if top else config.head.weight,
-            head_correction=0.0 if top else config.head_correction,
+            surrogate=0.0 if top else config.surrogate,
             student=student,
             mix=config.student.mix,
             predictor=predictor,

@@ -89,6 +89,8 @@ class FreeWorker(Worker):
         self._most_gradient_age = policy.most_gradient_age(config.components, index, config.delay)
         self._begun = 0
         self._in_flight: dict[Sample, int] = {}  # and when, on our own count, each was begun
+        self._orphaned = 0
+        """For what was begun up to here the parent is gone; its successor has none of it."""
         self._chosen = 0
         self._heard_s = clock.now()
 
@@ -106,6 +108,7 @@ class FreeWorker(Worker):
 
     def decide(self) -> Move:
         """The next move, from what has arrived by now."""
+        self._miss_parent()
         return policy.decide(self._look(), self._patience_ms)
 
     def _look(self) -> Look:
@@ -127,14 +130,16 @@ class FreeWorker(Worker):
     def _silent_s(self) -> float:
         return self._clock.now() - self._heard_s
 
+    def _miss_parent(self) -> None:
+        parent = self.channels.from_parent
+        if parent is not None and not parent.alive:
+            self._orphaned = self._begun
+
     def _overdue(self) -> bool:
         if not self._in_flight:
             return False
-        parent = self.channels.from_parent
-        if parent is None or not parent.alive:  # who held them is gone, and its successor has none
-            return True
         oldest = next(iter(self._in_flight.values()))
-        return self._begun - oldest > self._most_gradient_age
+        return oldest <= self._orphaned or self._begun - oldest > self._most_gradient_age
 
     def _room_above(self) -> bool:
         parent = self.channels.to_parent
@@ -227,7 +232,7 @@ class FreeWorker(Worker):
         """Forward a microbatch; back-propagate it at once where no gradient will come for it."""
         self._begun += 1
         component, parent = self.component, self.channels.to_parent
-        gradient_comes = self.channels.from_parent is not None and self._room_above()
+        gradient_comes = self._gradient_comes()
         h = component.forward(sample, inputs, x, y, staleness=int(gradient_comes))
         if parent is None:
             self._finish(sample, None)
@@ -240,6 +245,17 @@ class FreeWorker(Worker):
         if not sent and parent.alive:
             self.counts["dropped_up"] += 1
         self._finish(sample, None, alone=self.channels.from_parent is not None)
+
+    def _gradient_comes(self) -> bool:
+        """Whether a microbatch that is begun now is to wait for the parent's gradient.
+
+        While the pipeline fills again above a parent that was away, only every other one: filled at
+        once, it would take forwards alone, and no step, for as long as a gradient may take.
+        """
+        if self.channels.from_parent is None or not self._room_above():
+            return False
+        filled = not 0 < self._orphaned > self._begun - self._most_gradient_age
+        return filled or self._begun % 2 == 0
 
     def _finish(self, sample: Sample, gradient: Tensor | None, alone: bool = False) -> None:
         """Back-propagate a microbatch, and send the child its gradient if it is the child's."""

@@ -175,7 +175,7 @@ class _Measured:
         kept = flying.kept + (flying.bare if stashed else 0)
         versions = flying.versions if stashed else 0
         waiting = (flying.kept + flying.bare) * (self._inputs.nbytes + self._y.nbytes)
-        if self._config.head_correction > 0:
+        if self._config.surrogate > 0:
             waiting += flying.bare * self.output.nbytes
         # At the top the graph that is kept is the one that is worked on.
         beside = max(0, kept - (0 if flying.bare and not stashed else 1))

@@ -146,6 +146,7 @@ class Life:
         self.first_step, self.done = first_step, False
         self.records: list[dict[str, Any]] = []
         self.actions: list[tuple[float, Move]] = []
+        self.stepped_s: list[float] = []
         config = simulation.config
         self._spend_time(simulation, k)
         self.worker = FreeWorker(
@@ -167,7 +168,7 @@ class Life:
         self.records.append(record)
 
     def stepped(self, step: int) -> None:
-        """Nothing to do."""
+        self.stepped_s.append(self.clock.now_s)
 
     def flushed(self, step: int, last: bool) -> None:
         self._save(self.worker.index, step, self.component, self._optimizers)
