@@ -190,6 +190,7 @@ def _disturbed(section: dict[str, Any], title: str, word: str) -> list[str]:
         f"Median (least .. most) of {len(section['rounds'])} rounds; ratios are taken within one. "
         f"{compute} The undisturbed run keeps {cores} of {section['environment']['cores']} cores "
         f"busy. Before and after: {settings['before_s']:g} and {settings['after_s']:g} s."
+        + (_DURING.format(least=settings["least_s"]) if word == "killed" else "")
     )
     head = [word, "component", "steps/s before", "during", "after", "during, of before"]
     head += ["during, of the undisturbed run", "longest pause, ms"]
@@ -200,6 +201,10 @@ def _disturbed(section: dict[str, Any], title: str, word: str) -> list[str]:
     return [f"### {title}", text, *quiet, table(head, rows)]
 
 
+_DURING = (
+    " During: from its last sign of life until it is back, and {least:g} s at least, so that what "
+    "its return costs the others is in it."
+)
 _NOT_QUIET = (
     "**The machine was not quiet**: the undisturbed runs themselves differed by more than a tenth "
     "from round to round, so nothing here can be trusted."

@@ -72,8 +72,8 @@ def _correction(config: Config) -> None:
         )
     if optim.correction == "surrogate" and config.answers:
         raise ConfigError(
-            "optim.correction=surrogate: expected no predictor and no one_hop; got one, under which "
-            "parents answer at once. Set optim.correction=none."
+            "optim.correction=surrogate: expected neither predictor nor one_hop; got one, under "
+            "which parents answer at once. Set optim.correction=none."
         )
     stashed = optim.correction == "compensation" and config.replay == "stash"
     if stashed and optim.name != "sgd":
