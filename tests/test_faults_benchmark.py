@@ -213,39 +213,39 @@ def test_a_supervised_start_is_compared_within_its_pair():
     assert late[3] == "**no**"
 
 
-def life(pid, begun_s, seconds, rss_mib, grows_mib=0.0, role="component 0"):
+def life(pid, begun_s, seconds, private_mib, grows_mib=0.0, role="component 0"):
     """Samples of a process, one a second."""
     return [
-        Sample(begun_s + t, role, pid, float(t), rss_mib + grows_mib * t / seconds, 20, 9)
+        Sample(begun_s + t, role, pid, float(t), private_mib + grows_mib * t / seconds, 20, 9)
         for t in range(seconds)
     ]
 
 
 def test_lives_are_compared_at_the_same_age():
-    lives = [life(n, 100.0 * n, 90, rss_mib=300 + 5 * n) for n in range(4)]
+    lives = [life(n, 100.0 * n, 90, private_mib=300 + 5 * n) for n in range(4)]
     samples = [sample for one in lives for sample in one]
-    change = growth.of_lives(samples, "component 0", "rss_mib")
+    change = growth.of_lives(samples, "component 0", "private_mib")
     assert change.growth == pytest.approx(10.0)
     assert growth.of_lives(samples, "component 0", "fds").growth == 0
-    assert growth.within_lives(samples, "component 0", "rss_mib") == [0, 0, 0, 0]
+    assert growth.within_lives(samples, "component 0", "private_mib") == [0, 0, 0, 0]
 
 
 def test_growth_within_a_life_counts_from_when_it_has_come_up():
-    samples = life(7, 0.0, 101, rss_mib=300, grows_mib=50)
-    (grown,) = growth.within_lives(samples, "component 0", "rss_mib")
+    samples = life(7, 0.0, 101, private_mib=300, grows_mib=50)
+    (grown,) = growth.within_lives(samples, "component 0", "private_mib")
     assert grown == pytest.approx(40.0, abs=1)
-    assert growth.within_lives(life(7, 0.0, 30, 300), "component 0", "rss_mib") == []
+    assert growth.within_lives(life(7, 0.0, 30, 300), "component 0", "private_mib") == []
 
 
 def test_the_launcher_is_compared_with_itself():
-    samples = life(1, 0.0, 900, rss_mib=200, grows_mib=90, role="launcher")
-    change = growth.of_the_lasting(samples, "launcher", "rss_mib")
+    samples = life(1, 0.0, 900, private_mib=200, grows_mib=90, role="launcher")
+    change = growth.of_the_lasting(samples, "launcher", "private_mib")
     assert change.growth == pytest.approx(54.0, abs=0.5)
-    assert growth.of_the_lasting(samples[:3], "launcher", "rss_mib") is None
+    assert growth.of_the_lasting(samples[:3], "launcher", "private_mib") is None
 
 
 def test_thinning_keeps_the_most_that_was_seen():
-    samples = life(1, 0.0, 20, rss_mib=200)
+    samples = life(1, 0.0, 20, private_mib=200)
     samples[7] = replace(samples[7], fds=99)
     thin = growth.thinned(samples)
     assert [sample.t_s for sample in thin] == [4, 9, 14, 19]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-WHAT = ("rss_mib", "fds", "threads")
+WHAT = ("private_mib", "fds", "threads")
 BIN_S = 5.0
 """Of the looks at a process within so many seconds one sample is kept."""
 YOUNG_S = (14.0, 20.0)
@@ -31,7 +31,9 @@ class Sample:
     """launcher, agent <k> or component <k>."""
     pid: int
     age_s: float
-    rss_mib: float
+    private_mib: float
+    """Resident memory that no file backs. Pages of a mapped data file, which the system takes back
+    when it needs them, would grow with every sample that is read."""
     fds: int
     threads: int
 

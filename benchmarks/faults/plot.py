@@ -23,7 +23,7 @@ def draw(record: Record, path: Path) -> None:
         loss.plot(*zip(*points, strict=True), color=colors[k], label=f"component {k}")
     loss.set(ylabel="loss", yscale="log")
     for axes, what, label in (
-        (memory, "rss_mib", "RSS, MiB"),
+        (memory, "private_mib", "private memory, MiB"),
         (fds, "fds", "file descriptors"),
         (threads, "threads", "threads"),
     ):

@@ -137,9 +137,10 @@ def _look(run: Run, t_s: float) -> list[Sample]:
                 continue
             with process.oneshot():
                 age_s = round(time.time() - process.create_time(), 1)
-                rss_mib = round(process.memory_info().rss / _MIB, 2)
+                memory = process.memory_info()
+                private_mib = round((memory.rss - memory.shared) / _MIB, 2)
                 numbers = (process.num_fds(), process.num_threads())
-            found.append(Sample(round(t_s, 1), role, process.pid, age_s, rss_mib, *numbers))
+            found.append(Sample(round(t_s, 1), role, process.pid, age_s, private_mib, *numbers))
     return found
 
 

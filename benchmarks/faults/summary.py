@@ -103,7 +103,7 @@ def _accuracy_aims(section: dict[str, Any]) -> Iterator[Row]:
 
 def _soak_aims(section: dict[str, Any]) -> Iterator[Row]:
     for key, words, most in (
-        ("rss_mib", "MiB of memory", _MOST_MIB),
+        ("private_mib", "MiB of memory", _MOST_MIB),
         ("fds", "file descriptors", _MOST_COUNT),
         ("threads", "threads", _MOST_COUNT),
     ):
@@ -360,10 +360,10 @@ def _soak(section: dict[str, Any]) -> list[str]:
     ):
         for role, changes in section[kind].items():
             cells = [_from_to(changes[key], digits) for key, digits in _DIGITS]
-            within = section["within"].get(role, {}).get("rss_mib") or []
+            within = section["within"].get(role, {}).get("private_mib") or []
             grows = spread(within, 2) if within else DASH
             rows.append([role, words, *cells, grows])
-    head = ["process", "compared", "RSS, MiB", "file descriptors", "threads"]
+    head = ["process", "compared", "private memory, MiB", "file descriptors", "threads"]
     losses = [
         [f"component {k}", *(f"{loss:.4f}" for loss in losses), f"{steps:,}"]
         for k, (losses, steps) in enumerate(zip(section["losses"], section["steps"], strict=True))
@@ -383,7 +383,7 @@ def _soak(section: dict[str, Any]) -> list[str]:
 
 
 _COMPARED = (("lasting", "second fifth .. last"), ("lives", "14 to 20 s old, 1st half .. 2nd"))
-_DIGITS = (("rss_mib", 1), ("fds", 0), ("threads", 0))
+_DIGITS = (("private_mib", 1), ("fds", 0), ("threads", 0))
 
 
 def _from_to(change: list[float] | None, digits: int) -> str:
