@@ -187,6 +187,25 @@ def test_nesterov_under_adamw_is_nadam():
     assert steps_of("adamw", [1.0, -2.0, 0.5]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("correction", "slowed", "stand_in"),
+    [
+        ("none", 1.0, 0.0),
+        ("rate", 0.25, 0.0),
+        ("surrogate", 1.0, 0.7),
+        ("rate+surrogate", 0.25, 0.7),
+    ],
+)
+def test_rate_and_surrogate_are_told_apart_and_add_up(correction, slowed, stand_in):
+    optim = {"correction": correction, "surrogate": 0.7, "lr": 1.0, "warmup": 0.0, "cosine": False}
+    config = make(4, delay=2, accumulate=4, optim={**optim, "name": "adamw"})
+    tau = config.staleness(0)
+    assert tau == 3
+    stepper = Optimizer([("w", nn.Parameter(torch.zeros(1)))], config.optim, steps=10, tau=tau)
+    assert (stepper.rate(0), config.surrogate) == (slowed, stand_in)
+    assert stepper.rate(9) == 1.0  # annealed away
+
+
 @pytest.mark.parametrize("correction", [c for c in CORRECTIONS if c != "nesterov"])
 def test_without_delay_a_correction_changes_nothing(dataset, correction):
     """Nesterov is another optimizer, whatever the delay."""

@@ -114,7 +114,7 @@ class Optimizer:
     def _factor(self, index: int) -> float:
         config = self._config
         factor = schedule_factor(index, self._steps, config.warmup, config.cosine) * self._share
-        if config.correction == "rate":
+        if config.slows:
             factor *= staleness_factor(index, self._steps, self._tau, config.correction_fraction)
         elif config.correction == "shrink" and config.name != "sgd":  # sgd is given less gradient
             factor *= config.shrink**self._hops

@@ -64,16 +64,16 @@ def _correction(config: Config) -> None:
             "optim.correction=prediction: expected one_hop=false; got true, under which "
             "parents answer at their forward. Set optim.correction=rate."
         )
-    if optim.correction == "surrogate" and config.replay == "stash":
+    if optim.asks_head and config.replay == "stash":
         raise ConfigError(
-            "optim.correction=surrogate: expected replay=recompute; got stash, whose gradients "
-            "belong to the activations that they meet. Set replay=recompute or "
+            f"optim.correction={optim.correction}: expected replay=recompute; got stash, whose "
+            "gradients belong to the activations that they meet. Set replay=recompute or "
             "optim.correction=rate."
         )
-    if optim.correction == "surrogate" and config.answers:
+    if optim.asks_head and config.answers:
         raise ConfigError(
-            "optim.correction=surrogate: expected neither predictor nor one_hop; got one, under "
-            "which parents answer at once. Set optim.correction=none."
+            f"optim.correction={optim.correction}: expected neither predictor nor one_hop; got "
+            "one, under which parents answer at once. Set optim.correction=none."
         )
     stashed = optim.correction == "compensation" and config.replay == "stash"
     if stashed and optim.name != "sgd":

@@ -12,6 +12,7 @@ CORRECTIONS = (
     "none",
     "rate",
     "surrogate",
+    "rate+surrogate",
     "shrink",
     "prediction",
     "compensation",
@@ -127,6 +128,7 @@ class OptimConfig:
     otherwise by now; it is changed by `surrogate` times as much as the head's own gradient has
     changed since (a control variate, mach.component.surrogate). Takes a second backward of the head
     and the activations in flight; the chain then knows of its heads;
+    rate+surrogate: both;
     shrink: `shrink` to the power of the hops that a gradient has come down (FDG, Zhuang et al.
     2021). Under sgd the gradient shrinks; muon and adamw divide by its size, so there the rate
     does;
@@ -152,6 +154,16 @@ class OptimConfig:
     precision: str = "fp32"
     """fp32, or bf16: autocast of body, head and student."""
 
+    @property
+    def slows(self) -> bool:
+        """Whether the rate of a component follows its staleness."""
+        return self.correction in ("rate", "rate+surrogate")
+
+    @property
+    def asks_head(self) -> bool:
+        """Whether a head stands in for the parents."""
+        return self.correction in ("surrogate", "rate+surrogate")
+
     def __post_init__(self) -> None:
         one_of("optim.name", self.name, ("muon", "adamw", "sgd"))
         self._check_correction()
@@ -164,10 +176,11 @@ class OptimConfig:
             within(f"optim.{key}", getattr(self, key), 0, 1)
 
     def _check_correction(self) -> None:
-        if any(sign in self.correction for sign in "+, "):
+        together = any(sign in self.correction for sign in "+, ")
+        if together and self.correction not in CORRECTIONS:
             raise ConfigError(
                 f"optim.correction: expected one of {', '.join(CORRECTIONS)}; got "
-                f"{self.correction!r}. Corrections do not add up: where two were combined, the "
+                f"{self.correction!r}. Corrections do not add up: where others were combined, the "
                 "run was worse than with one (Ajanthan et al., 2025). Choose one."
             )
         one_of("optim.correction", self.correction, CORRECTIONS)

@@ -194,7 +194,7 @@ class Config:
     def surrogate(self) -> float:
         """c below the top, where the head stands in for the parents, else 0: of a parent's gradient
         that has shrunk, as much less."""
-        asked = self.optim.correction == "surrogate" and self.effective_delay > 0
+        asked = self.optim.asks_head and self.effective_delay > 0
         return self.optim.surrogate * self.gradient_factor if asked else 0.0
 
     @property
