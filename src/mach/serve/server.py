@@ -92,8 +92,8 @@ def _run(server: object, listening: socket.socket) -> int:
 
 def _listen(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # asyncio sends at once (TCP_NODELAY) only where the protocol is named: without it the body of an
-    # answer waits 40 ms for the client to have acknowledged the head.
+    # asyncio sends at once (TCP_NODELAY) only where the protocol is named. Without that the body of
+    # an answer waits 40 ms for the client to have acknowledged the head.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
