@@ -2,9 +2,9 @@
 
     python tests/standin.py train [overrides]
 
-STANDIN says what each one is, component 0 first: fine, deaf (to SIGTERM), mute (never says a word)
-or wrong (refuses its config). A fine one saves when it is told to stop, and ends well when the
-file `finish` is in the run folder.
+STANDIN says what each one is, component 0 first: fine, slow (saves for two seconds), deaf (to
+SIGTERM), mute (never says a word) or wrong (refuses its config). A fine one saves when it is told
+to stop, and ends well when the file `finish` is in the run folder.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def component(argv: Sequence[str]) -> None:
     kind = os.environ["STANDIN"].split(",")[k]
 
     def save(*_: object) -> None:
+        time.sleep(2.0 if kind == "slow" else 0.0)
         (run_dir / f"saved-{k}").touch()
         os._exit(143)
 

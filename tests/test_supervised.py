@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import signal
@@ -204,6 +205,24 @@ def test_when_the_launcher_is_killed_every_component_saves_and_ends(tmp_path):
     assert done.code == 0, done
     assert steps_of(tmp_path) == [200] * 3
     assert_none_left(tmp_path)
+
+
+def test_the_folder_of_a_launcher_that_was_killed_is_taken_until_its_components_have_saved(
+    tmp_path,
+):
+    with idle(tmp_path, "fine,slow") as started:
+        started.until(
+            lambda: all((tmp_path / f"run/{one}").exists() for one in ("fine-0", "slow-1"))
+        )
+        processes = tree(started)
+        kill(started.process)
+        with (tmp_path / "run/launcher.lock").open() as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not (tmp_path / "run/saved-1").exists()
+            assert_ended(processes)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert (tmp_path / "run/saved-1").exists()
 
 
 # --- who else may come -----------------------------------------------------------------------

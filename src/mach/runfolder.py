@@ -97,10 +97,11 @@ def check_free(run_dir: Path) -> None:
 
 
 @contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
+def hold(run_dir: Path) -> Iterator[int]:
     """Keep other launchers out of the folder.
 
-    The lock belongs to this process and to those that are forked from it: until the last has ended.
+    The lock belongs to this process and to those that are given the open file that this yields:
+    until the last has ended.
 
     Raises:
         FolderInUseError: another one is in there; names the process.
@@ -111,7 +112,7 @@ def hold(run_dir: Path) -> Iterator[None]:
         file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
         try:
-            yield
+            yield file.fileno()
         finally:  # a sweep's process goes on to its next job
             with suppress(OSError):
                 file.truncate(0)

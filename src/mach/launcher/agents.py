@@ -36,7 +36,12 @@ class Agents:
     """
 
     def __init__(
-        self, run_dir: Path, store: StoreAddress, components: int, program: Sequence[str]
+        self,
+        run_dir: Path,
+        store: StoreAddress,
+        components: int,
+        program: Sequence[str],
+        lock: int,
     ) -> None:
         """Start them.
 
@@ -45,6 +50,7 @@ class Agents:
             store: the run's.
             components: each gets an agent.
             program: what Python is to run as an agent; it ends in mach.launcher.agent.keep_alive.
+            lock: an open file that they are to keep.
         """
         self._asked: list[int] = []
         self._before: dict[int, Any] = {}
@@ -60,7 +66,7 @@ class Agents:
                     self._processes[k] = subprocess.Popen(
                         [*command, f"--reports={theirs.fileno()}"],
                         env={**os.environ, **_environment(run_dir, k)},
-                        pass_fds=[theirs.fileno()],
+                        pass_fds=[theirs.fileno(), lock],
                         start_new_session=True,  # Ctrl-C at the terminal is the launcher's business
                     )
                 self._pipes[k] = ours

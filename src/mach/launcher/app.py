@@ -192,11 +192,13 @@ def launch(config: Config) -> Mapping[str, Any]:
         check_folder(config, run_dir)
     else:
         config = preflight(config, run_dir, config.components)
-        with runfolder.hold(run_dir):
+        with runfolder.hold(run_dir) as lock:
             if config.launch.name == "inprocess":
                 result = run_inprocess(config, run_dir)
+            elif config.supervised:
+                result = run_supervised(config, run_dir, lock)
             else:
-                result = (run_supervised if config.supervised else run_gang)(config, run_dir)
+                result = run_gang(config, run_dir)
     console = Console()
     console.print(result_table(result))
     console.print(f"Result: {run_dir / runfolder.RESULT}", soft_wrap=True)

@@ -33,8 +33,12 @@ _SLOW_START_S = 60.0
 neighbours: the longest back-off, and what comes before the first beat."""
 
 
-def run_supervised(config: Config, run_dir: Path) -> dict[str, Any]:
+def run_supervised(config: Config, run_dir: Path, lock: int) -> dict[str, Any]:
     """Run a claimed run folder to its end, each component by itself. Returns the run's result.
+
+    Args:
+        lock: of the run folder, an open file. Should this process be killed, it is the agents' and
+            their components' until they have saved and ended.
 
     Raises:
         RankFailedError: names the component that had no restart left, or that refused, and why.
@@ -44,7 +48,7 @@ def run_supervised(config: Config, run_dir: Path) -> dict[str, Any]:
     quiet_torch()
     with store.listen(config.launch.bind) as listener:
         address = store.address_of(listener)
-        with Agents(run_dir, address, config.components, PROGRAM) as agents:
+        with Agents(run_dir, address, config.components, PROGRAM, lock) as agents:
             roster = store.found(listener, address, config)
             supervision = Supervision(_rules(config))
             journal = Journal(run_dir / runfolder.EVENTS)
