@@ -46,7 +46,7 @@ def refused(folder: Path, *overrides: str, says: str, code: int = 2) -> Done:
     [
         ("componets=2", "componets: expected a key .* got one .* Did you mean components"),
         ("+componets=2", "componets: Key 'componets' not in 'Config'"),
-        ("width=8", "width: expected a key .* Did you mean model.width or .*student.width"),
+        ("width=8", "width: expected a key .* Did you mean model.width, .* or student.width"),
         ("model.path=x", "model.path: expected a key"),
         ("delay=-1", "delay: expected 0 or more; got -1"),
         ("delay=soon", "delay: .*'soon'.* Integer"),

@@ -196,6 +196,16 @@ def test_resume_runs_what_is_missing_and_nothing_else(tmp_path, swept):
     assert "Sweep: 5 of 6 jobs done" in done.stdout, done
 
 
+def test_a_run_is_refused_in_the_folder_of_a_sweep(tmp_path):
+    enter(tmp_path / "sweep", 0, ["seed=0"], resume=False)
+    done = run([*TRAIN, *SMALL, "out=sweep"], tmp_path)
+    assert done.code == 2, done
+    assert "out=sweep: expected a folder for a run, got one that holds a sweep of 1 jobs" in str(
+        done
+    )
+    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

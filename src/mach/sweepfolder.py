@@ -68,6 +68,20 @@ def check(sweep_dir: Path, resume: bool) -> None:
         )
 
 
+def check_none(run_dir: Path) -> None:
+    """Whether a run may have the folder: it must not be a sweep's.
+
+    Raises:
+        RunFolderError: it is.
+    """
+    jobs = len(job_folders(run_dir))
+    if jobs:
+        raise RunFolderError(
+            f"out={run_dir}: expected a folder for a run, got one that holds a sweep of {jobs} "
+            f"jobs. Choose another `out`, or go on with a job of it: out={run_dir / '<number>'}"
+        )
+
+
 def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) -> Path:
     """The folder of a job, which is made if it has none yet.
 

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from mach import sweepfolder
 from mach.config import Config
 from mach.configfile import from_mapping
 from mach.errors import ConfigError, MachError
@@ -152,7 +153,9 @@ def _job(composed: DictConfig) -> float | None:
         )
         return sweep.run_job(job, config, launch)
     try:
-        launch(_with_folder(config()))
+        run = _with_folder(config())
+        sweepfolder.check_none(Path(run.out or ""))
+        launch(run)
     except MachError as error:
         print(f"mach: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

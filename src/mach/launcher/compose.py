@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -114,7 +114,13 @@ def _did_you_mean(key: str) -> str:
     last = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == last]
     near = near or get_close_matches(key, known, n=3, cutoff=0.7)
-    return f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"Did you mean {_either(near)}? " if near else ""
+
+
+def _either(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
