@@ -215,6 +215,20 @@ def test_a_language_model_is_judged_by_bits_per_byte(language_run, tmp_path):
     assert "bits per byte" in file.read_text()
 
 
+def test_consolidated_windows_stand_beside_the_runs_own(copy, tmp_path):
+    kept = {"first": 1, "last": 1, "params": 9876, "flops": 12345}
+    kept["metrics"] = {"loss": 0.1, "accuracy": 0.9753}
+    for name, text in (("1..1", json.dumps(kept)), ("0..1", "{")):
+        (copy / f"consolidated/{name}").mkdir(parents=True)
+        (copy / f"consolidated/{name}/consolidated.json").write_text(text)
+    file = report([copy], tmp_path / "page")
+    text = file.read_text()
+    assert "consolidated 1..1" in text
+    assert "97.53" in text
+    assert "window, consolidated" in text  # in the picture's legend
+    assert "0..1/consolidated.json" in problems(file)
+
+
 def test_runs_of_several_folders_are_shown_side_by_side(finished, sweep, tmp_path):
     file = report([finished[0], sweep / "3", sweep / "7"], tmp_path)
     text = file.read_text()

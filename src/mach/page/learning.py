@@ -100,9 +100,13 @@ def exits(logs: list[Log], measure: Measure) -> Picture | None:
     return draw("exits", f"{_title(measure)} by exit", caption, paint)
 
 
-def models(chain: list[Point], windows: list[Point], measure: Measure) -> Picture | None:
+def models(
+    chain: list[Point], windows: list[Point], consolidated: list[Point], measure: Measure
+) -> Picture | None:
     """What every model scores against what it costs, and which are worth their cost."""
-    known = [p for p in [*chain, *windows] if np.isfinite(p[1]) and np.isfinite(p[2])]
+    known = [
+        p for p in [*chain, *windows, *consolidated] if np.isfinite(p[1]) and np.isfinite(p[2])
+    ]
     if not known:
         return None
     best = frontier(known, measure.higher_is_better)
@@ -117,6 +121,7 @@ def models(chain: list[Point], windows: list[Point], measure: Measure) -> Pictur
         for points, marker, colour, name in (
             (chain, "o", INK, "exit of the chain"),
             (windows, "s", MUTED, "window"),
+            (consolidated, "D", INK, "window, consolidated"),
         ):
             shown = [p for p in points if p in known]
             if shown:

@@ -29,14 +29,18 @@ def page_of(run: RunRecord) -> Page:
     result = run.result or {}
     measure = measure_of(result)
     chain = [_point(f"0..{row['exit']}", row, measure) for row in result.get("chain", [])]
-    windows = [
-        _point(f"{row['first']}..{row['last']}", row, measure) for row in result.get("windows", [])
-    ]
+    windows, consolidated = (
+        [_point(f"{row['first']}..{row['last']}", row, measure) for row in rows]
+        for rows in (result.get("windows", []), run.consolidated)
+    )
     sections = [
         Section(
             "How good",
-            _some(learning.models(chain, windows, measure), learning.exits(logs, measure)),
-            [_models(result, measure)] if result.get("chain") else [],
+            _some(
+                learning.models(chain, windows, consolidated, measure),
+                learning.exits(logs, measure),
+            ),
+            [_models(result, run.consolidated, measure)] if result.get("chain") else [],
         ),
         Section("How it learned", _some(learning.losses(logs), learning.students(logs))),
         Section(
@@ -153,9 +157,12 @@ def _footer(run: RunRecord) -> str:
 # --- tables ----------------------------------------------------------------------------------
 
 
-def _models(result: Mapping[str, Any], measure: Measure) -> Table:
+def _models(
+    result: Mapping[str, Any], consolidated: list[dict[str, Any]], measure: Measure
+) -> Table:
     named = [(f"chain 0..{row['exit']}", row) for row in result["chain"]]
-    named += [(f"window {row['first']}..{row['last']}", row) for row in result.get("windows", [])]
+    for kind, found in (("window", result.get("windows", [])), ("consolidated", consolidated)):
+        named += [(f"{kind} {row['first']}..{row['last']}", row) for row in found]
     flops = [_number(row.get("flops")) for _, row in named]
     most = max((f for f in flops if math.isfinite(f)), default=1.0) or 1.0
     rows = [
@@ -173,7 +180,8 @@ def _models(result: Mapping[str, Any], measure: Measure) -> Table:
         ["model", measure.label, "loss", "params", "FLOPs"],
         rows,
         "On the test split. A chain 0..k is components 0 to k; a window j..k begins with the "
-        "student of j and needs nothing below it. FLOPs are of one sample.",
+        "student of j and needs nothing below it. FLOPs are of one sample."
+        + (" A consolidated window was trained once more as a whole." if consolidated else ""),
         marked=len(result["chain"]) - 1,
     )
 

@@ -14,6 +14,7 @@ import yaml
 
 from mach import runfolder
 from mach.config import Config
+from mach.config.window import CONSOLIDATED
 from mach.configfile import load, unknown_keys
 from mach.errors import ConfigError
 from mach.records.log import Log, read_log
@@ -90,6 +91,19 @@ class RunRecord:
         found = [_event(parse(line)) for line in lines]
         self.notes.add(path, "event that is half-written or damaged; left out", found.count(None))
         return [event for event in found if event is not None]
+
+    @cached_property
+    def consolidated(self) -> list[dict[str, Any]]:
+        """What `mach consolidate` has made, as rows like those of the result's windows."""
+        rows = []
+        for path in sorted((self.folder / CONSOLIDATED).glob(f"[!.]*/{CONSOLIDATED}.json")):
+            try:
+                kept = json.loads(path.read_bytes())
+                row = {key: kept[key] for key in ("first", "last", "params", "flops")}
+                rows.append({**row, **kept["metrics"]})
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                self.notes.add(path, f"cannot be read as a window: {_first_line(error)}")
+        return rows
 
 
 def read_run(folder: Path, notes: Notes | None = None) -> RunRecord:
