@@ -148,7 +148,7 @@ ENVIRONMENT = {
     # These write it, for the processes they start or the library they are about to import.
     "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
     "launcher.agent": "TORCHELASTIC_..",
-    "launcher.agents": "MACH_RUN_DIR, MACH_COMPONENT, OMP_NUM_THREADS, OPENBLAS_NUM_THREADS",
+    "launcher.agents": "MACH_RUN_DIR, MACH_COMPONENT, numbers of threads, PYTORCH_NVML_..",
     "launcher.app": "HYDRA_FULL_ERROR",
     "launcher.completion": "COMP_LINE: what a shell asks to be completed",
     "report.dashboard": "wandb's own variables: is the user logged in?",

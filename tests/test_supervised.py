@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from mach.launcher.agent import _start_method
+from mach.launcher.compose import compose
 from mach.report.jsonl import Follower, parse
 from runs import SMALL, result
 from spawn import TRAIN, Command, assert_none_left, kill, rank_of, run, until
@@ -278,6 +281,17 @@ IDLE = [*FREE, "components=2"]
 
 def idle(folder: Path, kinds: str, *overrides: str) -> Command:
     return Command([*STANDIN, *IDLE, *overrides], folder, STANDIN=kinds)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "starts"),
+    [(0, "auto", "fork"), (1, "auto", "spawn"), (1, "cpu", "fork"), (1, "cuda", "spawn")],
+)
+def test_with_a_gpu_a_component_is_no_fork(monkeypatch, gpus, device, starts):
+    """CUDA does not outlive one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    config = compose(["schedule=free", f"launch.device={device}"])
+    assert _start_method(config) == starts
 
 
 def test_a_second_launcher_on_the_same_folder_is_refused(tmp_path):

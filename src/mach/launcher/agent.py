@@ -3,7 +3,7 @@
 A torch elastic agent for it alone, which is what a `torchrun --nproc-per-node=1` is, in a process
 of its own. It imports all that a component needs and forks the component, which so begins at once;
 above all the next life does, while the others train on: a fresh interpreter would take seconds, and
-take them from all who share its cores.
+take them from all who share its cores. (With a GPU it is one.)
 
     mach train                   hosts the store, watches, decides
       agent of component 0       starts it, starts it again, hands signals on
@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.api import WorkerState as State
@@ -40,6 +41,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from mach import runfolder
+from mach.config import Config
 from mach.configfile import load
 from mach.introduce import call_myself, die_with
 from mach.launcher.failure import REFUSED, Fall, fall_of
@@ -52,8 +54,6 @@ SAVE_S = 20.0
 STOP, KILL = signal.SIGTERM, signal.SIGUSR1
 HANDLED = {STOP, KILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _MONITOR_S = 0.1
-# Elsewhere what was imported may not outlive a fork.
-_START = "fork" if sys.platform.startswith("linux") else "spawn"
 
 Work = Callable[[Sequence[str]], None]
 """What a component does, told by its command line."""
@@ -77,7 +77,7 @@ def keep_alive(options: argparse.Namespace, work: Work) -> None:
         config = load(options.run / runfolder.CONFIG)
         # A device that is wedged for good holds its process in the kernel, where no signal reaches.
         os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = str(config.launch.hang_s)
-        agent = _Agent(options, work, config.max_restarts, reports)
+        agent = _Agent(options, work, config, reports)
         agent.handle_signals()
         keep_heap()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
@@ -90,6 +90,12 @@ def keep_alive(options: argparse.Namespace, work: Work) -> None:
         text = f"its agent failed: {type(error).__name__}: {error}"
         with suppress(OSError):
             reports.send(Ended(options.component, Fall(1, text)))
+
+
+def _start_method(config: Config) -> str:
+    """What was imported outlives a fork on Linux, but CUDA does not, and an import may begin it."""
+    cuda = config.launch.device != "cpu" and torch.cuda.is_available()
+    return "fork" if sys.platform.startswith("linux") and not cuda else "spawn"
 
 
 def _begin(work: Work, argv: Sequence[str], component: int, agent: int) -> None:
@@ -111,7 +117,7 @@ class _Agent(LocalElasticAgent):
     """torch's agent, which says what it does."""
 
     def __init__(
-        self, options: argparse.Namespace, work: Work, max_restarts: int, reports: Connection
+        self, options: argparse.Namespace, work: Work, config: Config, reports: Connection
     ) -> None:
         self._component, self._launcher = options.component, options.launcher
         self._reports = reports
@@ -125,12 +131,12 @@ class _Agent(LocalElasticAgent):
             rdzv_handler=_Alone(store),
             entrypoint=_begin,
             args=(work, argv, options.component, os.getpid()),
-            max_restarts=max_restarts,
+            max_restarts=config.max_restarts,
             monitor_interval=_MONITOR_S,
         )
         logs = options.run / runfolder.LOGS / f"component-{options.component}"
         specs = DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL)
-        super().__init__(spec, specs, start_method=_START)
+        super().__init__(spec, specs, start_method=_start_method(config))
         self._shutdown_timeout = int(SAVE_S)  # no argument of older torch's constructor
 
     def end(self, fall: Fall | None) -> None:

@@ -186,6 +186,7 @@ def _environment(run_dir: Path, component: int) -> dict[str, str]:
         # A component sets its own numbers; a pool of threads would not outlive the fork.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # to look for GPUs begins nothing that a fork breaks
     }
 
 
