@@ -215,6 +215,27 @@ def test_a_component_that_is_killed_restarts_the_group_from_the_last_checkpoint(
     assert_none_left(tmp_path)
 
 
+HASTY = """
+import os, signal, sys
+from mach.train import _tell
+
+class Handler:
+    def record_exception(self, error):
+        with open("error.json", "w") as file:
+            os.kill(os.getpid(), signal.SIGTERM)  # as torchrun's agent does when another has fallen
+            file.write(str(error))
+
+_tell(Handler(), ValueError("whole"))
+print(signal.getsignal(signal.SIGTERM).name)
+"""
+
+
+def test_a_rank_that_is_ended_while_it_tells_why_it_fell_tells_all_of_it(tmp_path):
+    done = run([sys.executable, "-c", HASTY], tmp_path)
+    assert (done.code, done.stdout) == (0, "SIG_DFL\n"), done
+    assert (tmp_path / "error.json").read_text() == "whole"
+
+
 # --- the command itself --------------------------------------------------------------------
 
 

@@ -13,12 +13,13 @@ if __name__ == "__main__":
 
 import json
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, get_error_handler
 
 from mach import runfolder
 from mach.config import Config
@@ -104,6 +105,16 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
+def _tell(handler: ErrorHandler, error: BaseException) -> None:
+    """Leave word of an error, whole. torchrun's agent ends the others when one has fallen; one that
+    was writing then would leave an empty file, which the agent cannot read: it would fall, too."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        handler.record_exception(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str]) -> None:
     """Be one rank. What goes wrong ends the process, with 1 or 2 (see mach.errors)."""
     options, overrides = parse(argv)
@@ -114,12 +125,12 @@ def main(argv: Sequence[str]) -> None:
     except MachError as error:
         who = "" if options.component is None else f"component {options.component}: "
         print(f"mach: {who}{error}", file=sys.stderr, flush=True)
-        handler.record_exception(error)
+        _tell(handler, error)
         if isinstance(error, PeerLostError):
             time.sleep(_GRACE_S)  # let the one that fell be found before those it took with it
         _leave(error.exit_code)
     except Exception as error:
-        handler.record_exception(error)
+        _tell(handler, error)
         sys.excepthook(type(error), error, error.__traceback__)
         _leave(1)
 
