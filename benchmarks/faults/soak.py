@@ -145,7 +145,7 @@ def _look(run: Run, t_s: float) -> list[Sample]:
 
 
 def _role(process: psutil.Process) -> str | None:
-    """An agent by its name; a component by its environment, once it is a Python of its own."""
+    """An agent by its name, which a component of the same command line does not have."""
     agent = re.fullmatch(r"mach-agent-(\d+)", process.name())
     if agent:
         return f"agent {agent[1]}"

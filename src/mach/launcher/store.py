@@ -1,8 +1,8 @@
 """Where does the run's store listen, and who may come in?
 
 On loopback, unless the user says that components live on other machines. The socket is opened
-before the components' agents are forked, so that they know its port; the store, which brings a
-thread, is begun on it after that. Its keys lie below a random run id: whoever comes to the port by
+before the components' agents are started, which are told its port; the store is begun on it after
+that. Its keys lie below a random run id: whoever comes to the port by
 accident shares none of them.
 """
 

@@ -254,8 +254,9 @@ class FreeWorker(Worker):
         """
         if self.channels.from_parent is None or not self._room_above():
             return False
-        filled = not 0 < self._orphaned > self._begun - self._most_gradient_age
-        return filled or self._begun % 2 == 0
+        was_away = self._orphaned > 0
+        filling = was_away and self._begun - self._orphaned < self._most_gradient_age
+        return not filling or self._begun % 2 == 0
 
     def _finish(self, sample: Sample, gradient: Tensor | None, alone: bool = False) -> None:
         """Back-propagate a microbatch, and send the child its gradient if it is the child's."""
