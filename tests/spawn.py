@@ -154,10 +154,8 @@ def rank_of(run_dir: Path, component: int) -> psutil.Process | None:
     """The process of one component, once it has introduced itself."""
     for process in processes_of(run_dir):
         with suppress(psutil.Error):
-            if process.environ().get("MACH_COMPONENT") != str(component):
-                continue
-            forked = any(word.startswith("--reports=") for word in process.cmdline())
-            if not forked or process.name() == f"mach-{component}":  # else it is the agent
+            started = process.environ().get("MACH_COMPONENT") == str(component)  # by torchrun
+            if started or process.name() == f"mach-{component}":
                 return process
     return None
 

@@ -22,16 +22,16 @@ from mach.introduce import introduce, parse
 def main() -> None:
     if sys.argv[1] == "train":
         from mach import cli
-        from mach.launcher import supervised
+        from mach.launcher import nursery
 
-        supervised.PROGRAM = (__file__,)
+        nursery.PROGRAM = (__file__,)
         cli.main()
     else:
         introduce(sys.argv[1:])
-        from mach.launcher.agent import keep_alive
+        from mach.launcher.rearing import rear
 
         options, _ = parse(sys.argv[1:])
-        keep_alive(options, component)
+        rear(options, component)
 
 
 def component(argv: Sequence[str]) -> None:
@@ -52,8 +52,9 @@ def component(argv: Sequence[str]) -> None:
         get_error_handler().record_exception(ValueError("this will not do"))
         os._exit(2)
     from mach.configfile import load
-    from mach.rank import StoreAddress, join_supervised
+    from mach.rank import join_supervised
     from mach.roster import Beat, Roster
+    from mach.storeaddress import StoreAddress
 
     size = load(run_dir / "config.yaml").components
     rank = join_supervised(StoreAddress.parse(options.store), k, size, 30.0)

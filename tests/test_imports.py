@@ -146,9 +146,8 @@ ENVIRONMENT = {
     "data.cache": "XDG_CACHE_HOME: where users keep what can be made again",
     "page.write": "keys and tokens, to keep them off the page",
     # These write it, for the processes they start or the library they are about to import.
-    "launcher.gang": "MACH_RUN_DIR, OMP_NUM_THREADS",
-    "launcher.agent": "TORCHELASTIC_..",
-    "launcher.agents": "MACH_RUN_DIR, MACH_COMPONENT, numbers of threads, PYTORCH_NVML_..",
+    "launcher.agent": "MACH_COMPONENT, TORCHELASTIC_..",
+    "launcher.nursery": "MACH_RUN_DIR, numbers of threads, PYTORCH_NVML_..",
     "launcher.app": "HYDRA_FULL_ERROR",
     "launcher.completion": "COMP_LINE: what a shell asks to be completed",
     "report.dashboard": "wandb's own variables: is the user logged in?",

@@ -2,8 +2,9 @@
 
 By its environment (MACH_RUN_DIR, MACH_COMPONENT) and its command line. Both are fixed when a
 program starts, and torchrun gives every rank the same command; so a rank starts itself once more,
-before it has imported anything slow. Under supervision each component has an agent of its own,
-which is given both and forks the component; `top` and `ps -o comm` tell them apart.
+before it has imported anything slow. The processes of `mach train` are forked, and share the
+command line of their nursery, which has the run folder; `top` and `ps -o comm` show who is who:
+mach-nursery, mach-agent-<k>, mach-<k>.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--component", type=int, help="component; set by itself")
     parser.add_argument("--launcher", type=int, help="process id of the launcher that asked")
     parser.add_argument("--store", help="HOST:PORT/RUN; set by mach train launch=supervised")
-    parser.add_argument("--reports", type=int, help="open file, to tell that one how we are")
+    parser.add_argument("--control", type=int, help="open file; set by mach train for a nursery")
+    parser.add_argument("--reports", help="open files, likewise")
+    parser.add_argument("--groups", help="components of each agent, likewise")
     return parser.parse_known_args(argv)
 
 
 def introduce(argv: list[str]) -> None:
     """Start this rank again under its own name. Returns at once where that has been done."""
     options, overrides = parse(argv)
-    if options.store is not None:  # supervised: named already
-        if options.reports is not None:
-            call_myself(f"mach-agent-{options.component}")
-            die_with(
-                options.launcher, signal.SIGTERM
-            )  # which stops the component, once there is one
+    if options.control is not None:
+        call_myself("mach-nursery")
+        return
+    if options.store is not None:
         return
     component = os.environ.get("RANK")
     if component is None or options.component is not None:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from mach.config import Config
 from mach.errors import ChannelTimeoutError, ConfigError
+from mach.storeaddress import StoreAddress
 from mach.topology import gpu_of, share_cores, transport_of
 
 # Read when a communicator is made. Our own queue watches every operation and knows a dead neighbour
@@ -54,27 +55,6 @@ class Rank:
     """Where that is."""
     supervised: bool = False
     """Whether a supervisor watches this component by itself."""
-
-
-@dataclass(frozen=True)
-class StoreAddress:
-    """Where a supervisor's store listens, and which run in it is ours."""
-
-    host: str
-    port: int
-    run: str
-
-    @staticmethod
-    def parse(text: str) -> StoreAddress:
-        """Read HOST:PORT/RUN."""
-        place, _, run = text.partition("/")
-        host, _, port = place.rpartition(":")
-        if not (host and port.isdecimal() and run):
-            raise ConfigError(f"--store: expected HOST:PORT/RUN; got {text!r}")
-        return StoreAddress(host, int(port), run)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}/{self.run}"
 
 
 def join_supervised(address: StoreAddress, component: int, size: int, timeout_s: float) -> Rank:

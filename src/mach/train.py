@@ -1,6 +1,6 @@
 """One rank of a run: config, rank, component, channels, trainer, checkpoint, report.
 
-mach train [overrides]                                   starts a group of these
+mach train [overrides]                                   forks a group of these
 torchrun --nproc-per-node=K -m mach.train [overrides]    starts a group, too
 """
 
@@ -25,11 +25,12 @@ from mach import runfolder
 from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
 from mach.errors import ConfigError, MachError, PeerLostError
-from mach.launcher.agent import keep_alive
 from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight
-from mach.rank import Rank, StoreAddress, join, join_supervised
+from mach.launcher.rearing import rear
+from mach.rank import Rank, join, join_supervised
 from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
+from mach.storeaddress import StoreAddress
 
 _START_TIMEOUT_S = 300.0
 _GRACE_S = 5.0
@@ -137,8 +138,8 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     options, _ = parse(sys.argv[1:])
-    if options.reports is None:
+    if options.control is None:
         main(sys.argv[1:])
         _leave(0)
     warm_up()
-    keep_alive(options, main)
+    rear(options, main)

@@ -1,30 +1,31 @@
-"""What keeps one component alive, apart from all others?
+"""What keeps one component alive, apart from all others, or the whole gang together?
 
-A torch elastic agent for it alone, which is what a `torchrun --nproc-per-node=1` is, in a process
-of its own. It imports all that a component needs and forks the component, which so begins at once;
-above all the next life does, while the others train on: a fresh interpreter would take seconds, and
-take them from all who share its cores. (With a GPU it is one.)
+A torch elastic agent, in a process of its own that the nursery has forked. It forks the components
+in turn, which so begin at once; above all the next life does, while the others train on: a fresh
+interpreter would take seconds, and take them from all who share its cores. (With a GPU it is one.)
 
     mach train                   hosts the store, watches, decides
-      agent of component 0       starts it, starts it again, hands signals on
-        component 0
-      agent of component 1
-        component 1
+      nursery                    has imported what a component needs
+        agent of component 0     starts it, starts it again, hands signals on
+          component 0
+        agent of component 1
+          component 1
 
-SIGTERM tells an agent to stop its component, which saves; the kernel sends it too when the launcher
-dies, however it dies. SIGUSR1 tells it to kill the component: only the agent, its parent, can be
-sure to hit no other process.
+Under `launch=gang` there is one agent, of all components. SIGTERM tells an agent to stop its
+components; the kernel sends it too when the nursery dies, however it dies. SIGUSR1 tells it to kill
+them: only the agent, their parent, can be sure to hit no other process.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -43,53 +44,62 @@ from torch.distributed.elastic.rendezvous.api import (
 from mach import runfolder
 from mach.config import Config
 from mach.configfile import load
-from mach.introduce import call_myself, die_with
-from mach.launcher.failure import REFUSED, Fall, fall_of
-from mach.launcher.gang import quiet_torch
+from mach.introduce import COMPONENT, call_myself, die_with
+from mach.launcher.failure import REFUSED, Fall, fall_of, first_cause
 from mach.launcher.reports import Died, Ended, Report, Started
-from mach.rank import StoreAddress, keep_heap
+from mach.launcher.signals import HANDLED, KILL, SAVE_S, STOP
+from mach.storeaddress import StoreAddress
 
-SAVE_S = 20.0
-"""Longest a component may take to save once it has been told to stop."""
-STOP, KILL = signal.SIGTERM, signal.SIGUSR1
-HANDLED = {STOP, KILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _MONITOR_S = 0.1
 
 Work = Callable[[Sequence[str]], None]
 """What a component does, told by its command line."""
 
 
-def keep_alive(options: argparse.Namespace, work: Work) -> None:
-    """Keep a component alive until it has ended well, or for good, or this process is told to stop.
+@dataclass(frozen=True)
+class Job:
+    """Components to keep alive, as one group."""
+
+    components: Sequence[int]
+    run_dir: Path
+    store: StoreAddress
+    work: Work
+
+
+def keep_alive(job: Job, nursery: int, reports: Connection) -> None:
+    """Keep components alive until they have ended well, or for good, or this process is told to
+    stop.
 
     The signals in HANDLED are blocked when this begins.
 
     Args:
-        options: this process's own (mach.introduce).
-        work: known by name in a module that has imported all that is slow.
+        nursery: our parent.
+        reports: hears what happens.
     """
-    reports = Connection(options.reports, readable=False)
     os.register_at_fork(after_in_child=reports.close)  # its end is to be the end of the agent
-    quiet_torch()
+    first = job.components[0]
+    call_myself(f"mach-agent-{first}")
+    die_with(nursery, STOP)
     # An agent installs handlers for these whenever it starts a component; ours are to stay.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"
     try:
-        config = load(options.run / runfolder.CONFIG)
-        # A device that is wedged for good holds its process in the kernel, where no signal reaches.
-        os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = str(config.launch.hang_s)
-        agent = _Agent(options, work, config, reports)
+        config = load(job.run_dir / runfolder.CONFIG)
+        if config.supervised:
+            # A wedged device holds its process in the kernel, where no signal reaches it.
+            hang_s = str(config.launch.hang_s)
+            os.environ["TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"] = hang_s
+        agent = _Agent(job, config, nursery, reports)
         agent.handle_signals()
-        keep_heap()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         result = agent.run()
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # there is nothing left to stop
-        agent.end(None if result.state == State.SUCCEEDED else agent.fall)
-    except SignalException:  # told to stop, and the component has been stopped
+        agent.end(well=result.state == State.SUCCEEDED)
+    except SignalException:  # told to stop, and the components have been stopped
         pass
     except Exception as error:
         text = f"its agent failed: {type(error).__name__}: {error}"
         with suppress(OSError):
-            reports.send(Ended(options.component, Fall(1, text)))
+            reports.send(Ended(first, Fall(1, text)))
 
 
 def _start_method(config: Config) -> str:
@@ -98,49 +108,49 @@ def _start_method(config: Config) -> str:
     return "fork" if sys.platform.startswith("linux") and not cuda else "spawn"
 
 
-def _begin(work: Work, argv: Sequence[str], component: int, agent: int) -> None:
-    """The first a component does: become a process that owes nothing to the agent but its life.
-
-    Module level: what does not fork finds it by its name.
-    """
+def _begin(job: Job, options: Sequence[str], agent: int) -> None:
+    """The first a component does: become a process that owes nothing to the agent but its life."""
     os.setsid()
     for number in HANDLED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     die_with(agent, STOP)  # which saves, once it has something to save
+    component = job.components[int(os.environ["LOCAL_RANK"])]
     call_myself(f"mach-{component}")
+    os.environ[COMPONENT] = str(component)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-    work(argv)
+    job.work([f"--run={job.run_dir}", f"--component={component}", *options])
 
 
 class _Agent(LocalElasticAgent):
     """torch's agent, which says what it does."""
 
-    def __init__(
-        self, options: argparse.Namespace, work: Work, config: Config, reports: Connection
-    ) -> None:
-        self._component, self._launcher = options.component, options.launcher
-        self._reports = reports
+    def __init__(self, job: Job, config: Config, nursery: int, reports: Connection) -> None:
+        self._job, self._nursery, self._reports = job, nursery, reports
         self._stopping = False
-        self.fall = Fall(1, "hangs in the kernel, as a process does whose device is wedged")
-        store = StoreAddress.parse(options.store)
-        argv = [f"--run={options.run}", f"--component={options.component}", f"--store={store}"]
+        self._fallen = job.components[0]
+        self._fall = Fall(1, "hangs in the kernel, as a process does whose device is wedged")
+        logs = job.run_dir / runfolder.LOGS
+        if config.supervised:
+            options = [f"--store={job.store}"]
+            logs /= f"component-{job.components[0]}"
+        else:  # they find the store as under torchrun
+            options = [f"--launcher={os.getpid()}"]
         spec = WorkerSpec(
             role="default",
-            local_world_size=1,
-            rdzv_handler=_Alone(store),
+            local_world_size=len(job.components),
+            rdzv_handler=_Alone(job.store),
             entrypoint=_begin,
-            args=(work, argv, options.component, os.getpid()),
+            args=(job, options, os.getpid()),
             max_restarts=config.max_restarts,
             monitor_interval=_MONITOR_S,
         )
-        logs = options.run / runfolder.LOGS / f"component-{options.component}"
         specs = DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL)
         super().__init__(spec, specs, start_method=_start_method(config))
         self._shutdown_timeout = int(SAVE_S)  # no argument of older torch's constructor
 
-    def end(self, fall: Fall | None) -> None:
-        self._report(Ended(self._component, fall))
+    def end(self, well: bool) -> None:
+        self._report(Ended(self._fallen, None if well else self._fall))
 
     def _report(self, report: Report) -> None:
         with suppress(OSError):  # the launcher is gone; its death will have told us
@@ -170,22 +180,24 @@ class _Agent(LocalElasticAgent):
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         restart = worker_group.spec.max_restarts - self._remaining_restarts
-        self._report(Started(self._component, pids[0], restart))
+        for place, component in enumerate(self._job.components):
+            self._report(Started(component, pids[place], restart))
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if os.getppid() != self._launcher:  # where no kernel tells: nobody is left to train for
+        if os.getppid() != self._nursery:  # where no kernel tells: nobody is left to train for
             self._stop(STOP, None)
         result = super()._monitor_workers(worker_group)
-        failure = result.failures.get(0)
-        if failure is None:
+        if not result.failures:
             return result
-        self.fall = fall_of(self._component, failure)
-        if self.fall.code == REFUSED:  # and would refuse again
+        place, failure = first_cause(result.failures)
+        self._fallen = self._job.components[place]
+        self._fall = fall_of(self._fallen, failure)
+        if self._fall.code == REFUSED:  # and would refuse again
             self._remaining_restarts = 0
         if self._remaining_restarts > 0:
             restart = worker_group.spec.max_restarts - self._remaining_restarts + 1
-            self._report(Died(self._component, self.fall, restart))
+            self._report(Died(self._fallen, self._fall, restart))
         return result
 
 

@@ -25,13 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mach import sweepfolder
+from mach import runfolder, sweepfolder
 from mach.config import Config
 from mach.configfile import from_mapping
 from mach.errors import ConfigError, MachError
 from mach.introduce import default_run_dir
 from mach.launcher import sweep
 from mach.launcher.compose import conf_dir, explain, register_schema
+from mach.launcher.listener import address_of, listen
+from mach.launcher.nursery import Nursery
 from mach.launcher.sweep import JobFailedError
 
 _sweeps: list[Path] = []
@@ -179,30 +181,51 @@ def launch(config: Config) -> Mapping[str, Any]:
             "launch=slurm: expected ranks that somebody else's torchrun starts; got mach train, "
             "which starts its own. See launch/README.md, or choose launch=auto."
         )
-    # Imported here: `--help`, `--cfg job` and tab completion must not wait for torch.
-    from mach import runfolder
-    from mach.launcher.gang import run_gang
-    from mach.launcher.inprocess import run_inprocess
-    from mach.launcher.preflight import check_folder, preflight
-    from mach.launcher.supervised import run_supervised
-    from mach.report.console import result_table
-
     assert config.out is not None
     run_dir = Path(config.out)
     runfolder.check_free(run_dir)
+    result: Mapping[str, Any] | None
     result = runfolder.finished(run_dir) if config.resume == "auto" else None
     if result is not None:
+        from mach.launcher.preflight import check_folder
+
         check_folder(config, run_dir)
+    elif config.launch.name == "inprocess":
+        result = _in_this_process(config, run_dir)
     else:
-        config = preflight(config, run_dir, config.components)
-        with runfolder.hold(run_dir) as lock:
-            if config.launch.name == "inprocess":
-                result = run_inprocess(config, run_dir)
-            elif config.supervised:
-                result = run_supervised(config, run_dir, lock)
-            else:
-                result = run_gang(config, run_dir)
+        result = _in_processes(config, run_dir)
+    from mach.report.console import result_table
+
     console = Console()
     console.print(result_table(result))
     console.print(f"Result: {run_dir / runfolder.RESULT}", soft_wrap=True)
     return result
+
+
+# torch is imported below, and not before it must: `--help`, `--cfg job` and tab completion do not
+# wait for it, and a nursery imports it at the same time.
+
+
+def _in_this_process(config: Config, run_dir: Path) -> Mapping[str, Any]:
+    from mach.launcher.inprocess import run_inprocess
+    from mach.launcher.preflight import preflight
+
+    config = preflight(config, run_dir, config.components)
+    with runfolder.hold(run_dir):
+        return run_inprocess(config, run_dir)
+
+
+def _in_processes(config: Config, run_dir: Path) -> Mapping[str, Any]:
+    components = range(config.components)
+    groups = [[k] for k in components] if config.supervised else [list(components)]
+    with listen(config.launch.bind if config.supervised else None) as listener:
+        address = address_of(listener)
+        with Nursery(run_dir, address, groups) as nursery:
+            from mach.launcher.gang import run_gang
+            from mach.launcher.preflight import preflight
+            from mach.launcher.supervised import run_supervised
+
+            config = preflight(config, run_dir, config.components)
+            run = run_supervised if config.supervised else run_gang
+            with runfolder.hold(run_dir) as lock:
+                return run(config, run_dir, nursery, listener, address, lock)

@@ -7,6 +7,7 @@ mach.launcher.supervision concludes from them.
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,17 @@ from typing import Any
 from mach import runfolder
 from mach.config import Config
 from mach.launcher import store
-from mach.launcher.agent import KILL
 from mach.launcher.agents import Agents
 from mach.launcher.failure import no_result, run_failed
-from mach.launcher.gang import quiet_torch
 from mach.launcher.journal import Journal
+from mach.launcher.nursery import Nursery
 from mach.launcher.reports import Event, GiveUp, Kill, Stop
+from mach.launcher.signals import KILL
 from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
 from mach.roster import Roster
+from mach.storeaddress import StoreAddress
 
-PROGRAM = ("-m", "mach.train")
-"""What Python runs as a component and its agent."""
 LOOK_S = 0.2
 """Time between two looks at the heartbeats."""
 _SLOW_START_S = 60.0
@@ -33,10 +33,19 @@ _SLOW_START_S = 60.0
 neighbours: the longest back-off, and what comes before the first beat."""
 
 
-def run_supervised(config: Config, run_dir: Path, lock: int) -> dict[str, Any]:
+def run_supervised(
+    config: Config,
+    run_dir: Path,
+    nursery: Nursery,
+    listener: socket.socket,
+    address: StoreAddress,
+    lock: int,
+) -> dict[str, Any]:
     """Run a claimed run folder to its end, each component by itself. Returns the run's result.
 
     Args:
+        nursery: of one group for each component.
+        listener: on which the store is hosted, at this address.
         lock: of the run folder, an open file. Should this process be killed, it is the agents' and
             their components' until they have saved and ended.
 
@@ -45,21 +54,20 @@ def run_supervised(config: Config, run_dir: Path, lock: int) -> dict[str, Any]:
         KeyboardInterrupt: Ctrl-C; every component has saved and been stopped.
         SystemExit: another signal asked the launcher to stop; the same.
     """
-    quiet_torch()
-    with store.listen(config.launch.bind) as listener:
-        address = store.address_of(listener)
-        with Agents(run_dir, address, config.components, PROGRAM, lock) as agents:
-            roster = store.found(listener, address, config)
-            supervision = Supervision(_rules(config))
-            journal = Journal(run_dir / runfolder.EVENTS)
-            with Progress(
-                run_dir,
-                config.components,
-                config.steps,
-                config.report.progress,
-                watch=lambda: supervision.components,
-            ):
-                _watch(agents, supervision, roster, journal, run_dir, config)
+    roster = store.found(store.host(listener, address), address, config)
+    supervision = Supervision(_rules(config))
+    journal = Journal(run_dir / runfolder.EVENTS)
+    with (
+        Agents(nursery, lock) as agents,
+        Progress(
+            run_dir,
+            config.components,
+            config.steps,
+            config.report.progress,
+            watch=lambda: supervision.components,
+        ),
+    ):
+        _watch(agents, supervision, roster, journal, run_dir, config)
     result = runfolder.finished(run_dir)
     if result is None:
         raise no_result(run_dir)
