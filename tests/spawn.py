@@ -1,12 +1,13 @@
 """Starts commands that start processes, with a deadline, and shows that none of them is left.
 
-Every rank of a run has MACH_RUN_DIR in its environment; that is how it is found, whoever its
+Every process of a run has MACH_RUN_DIR in its environment; that is how it is found, whoever its
 parent is by then.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,12 +151,18 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def component_of(process: psutil.Process) -> int | None:
+    """Which one it is: by its name under `mach train`, by its environment under torchrun."""
+    forked = re.fullmatch(r"mach-(\d+)", process.name())
+    started = process.environ().get("MACH_COMPONENT")
+    return int(forked[1]) if forked else int(started) if started else None
+
+
 def rank_of(run_dir: Path, component: int) -> psutil.Process | None:
     """The process of one component, once it has introduced itself."""
     for process in processes_of(run_dir):
         with suppress(psutil.Error):
-            started = process.environ().get("MACH_COMPONENT") == str(component)  # by torchrun
-            if started or process.name() == f"mach-{component}":
+            if component_of(process) == component:
                 return process
     return None
 

@@ -165,15 +165,12 @@ def test_a_sweep_goes_on_after_a_job_that_failed_and_reports_it(tmp_path):
 def test_a_run_can_be_found_while_it_runs_and_a_signal_ends_all_of_it(tmp_path, number, code, says):
     with Command([*TRAIN, *ENDLESS], tmp_path) as started:
         started.until(lambda: begun(tmp_path))
-        ranks = processes_of(tmp_path)
-        found = {}
-        for rank in ranks:
-            environment, command = rank.environ(), rank.cmdline()
-            assert environment["MACH_RUN_DIR"] == "run"
-            k = environment["MACH_COMPONENT"]
-            found[k] = rank
-            assert command[1:5] == ["-m", "mach.train", "--run=run", f"--component={k}"]
-        assert sorted(found) == ["0", "1"]
+        found = processes_of(tmp_path)
+        names = ["mach-0", "mach-1", "mach-agent-0", "mach-nursery"]
+        assert sorted(process.name() for process in found) == names
+        for process in found:
+            assert process.environ()["MACH_RUN_DIR"] == "run"
+            assert process.cmdline()[1:4] == ["-m", "mach.train", "--run=run"]
         started.process.send_signal(number)
         done = started.wait(30)
     assert done.code == code, done
@@ -183,9 +180,9 @@ def test_a_run_can_be_found_while_it_runs_and_a_signal_ends_all_of_it(tmp_path, 
 
 @pytest.mark.parametrize("moment", ["importing", "training"])
 def test_no_component_outlives_a_launcher_that_was_killed(tmp_path, moment):
-    """Ranks import for seconds before they train; in both times they must not be orphaned."""
+    """Seconds of imports come before training; in both times nobody must be orphaned."""
     moments = {
-        "importing": lambda: len(processes_of(tmp_path)) == 2,
+        "importing": lambda: len(processes_of(tmp_path)) == 1,
         "training": lambda: begun(tmp_path),
     }
     with Command([*TRAIN, *ENDLESS], tmp_path) as started:

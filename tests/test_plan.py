@@ -17,7 +17,7 @@ from mach.topology import lanes_of
 from mach.trainer import Assembly, settle
 from mach.trainer.plan import plan
 from runs import SMALL, lines
-from spawn import MACH, TRAIN, Command, assert_none_left, processes_of, run
+from spawn import MACH, TRAIN, Command, assert_none_left, component_of, processes_of, run
 
 CPU = torch.device("cpu")
 
@@ -206,13 +206,12 @@ def test_the_memory_of_a_real_run_is_what_the_plan_says(tmp_path):
     table = done.stdout.partition("Memory")[2]
     sums = [_bytes(row) for row in re.findall(r"│ +([\d.]+ \wB) │\n", table)[:2]]
     beside = _bytes(re.search(r"beside the ([\d.]+ \wB)", table)[1])
-    most: dict[str, int] = defaultdict(int)
+    most: dict[int, int] = defaultdict(int)
 
     def watch() -> bool:
         for process in processes_of(tmp_path):
-            environment = process.environ()
-            if "MACH_COMPONENT" in environment:
-                k = environment["MACH_COMPONENT"]
+            k = component_of(process)
+            if k is not None:
                 most[k] = max(most[k], process.memory_info().rss)
         return (tmp_path / "run" / "checkpoints").exists()  # what it takes to save comes on top
 
@@ -220,8 +219,8 @@ def test_the_memory_of_a_real_run_is_what_the_plan_says(tmp_path):
         started.until(watch)
         assert started.wait(200).code == 0
     for k, wanted in enumerate(sums):
-        print(f"component {k}: {most[str(k)] / 1e6:.0f} MB, planned {(beside + wanted) / 1e6:.0f}")
-        assert most[str(k)] == pytest.approx(beside + wanted, rel=0.25)
+        print(f"component {k}: {most[k] / 1e6:.0f} MB, planned {(beside + wanted) / 1e6:.0f}")
+        assert most[k] == pytest.approx(beside + wanted, rel=0.25)
     logged = [line for line in lines(tmp_path / "run", 0) if "loss" in line]
     frames = sum(line["bytes_up"] for line in logged) / (4 * 4)
     assert frames == 64 + 4 * 16 * 1024

@@ -64,7 +64,7 @@ def events(folder: Path, kind: str) -> list[dict]:
 
 
 def tree(started: Command) -> list[psutil.Process]:
-    """All that a command has started: agents and components."""
+    """All that a command has started: nursery, agents and components."""
     return started.process.children(recursive=True)
 
 
@@ -197,7 +197,7 @@ def test_when_the_launcher_is_killed_every_component_saves_and_ends(tmp_path):
     with Command([*TRAIN, *RUN, "checkpoint.every=100000"], tmp_path) as started:
         started.until(lambda: has_begun(tmp_path))
         processes = tree(started)
-        assert len(processes) == 6
+        assert len(processes) == 7  # the nursery, agents, components
         kill(started.process)
         assert started.wait().code == -signal.SIGKILL
         assert_ended(processes, within_s=30)
