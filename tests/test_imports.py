@@ -14,7 +14,7 @@ ROOT = Path(mach.__file__).parent
 
 LINES = [
     "errors shapes metrics config configfile topology schedule policy balance forecast results "
-    "introduce provenance runfolder sweepfolder sweeptable",
+    "introduce provenance runfolder storeaddress sweepfolder sweeptable",
     "rank roster",
     "component",
     "models",

@@ -28,7 +28,7 @@ class Sample:
     t_s: float
     """Since the run began."""
     role: str
-    """launcher, agent <k> or component <k>."""
+    """launcher, nursery, agent <k> or component <k>."""
     pid: int
     age_s: float
     private_mib: float

@@ -49,12 +49,13 @@ def _processes(axes: Axes, samples: list[Sample], what: str, colors: list[str]) 
         own = [one for one in samples if (one.role, one.pid) == (role, pid)]
         kind, _, k = role.partition(" ")
         color = colors[int(k)] if k else "black"
+        forked = kind in ("nursery", "agent")
         axes.plot(
             [one.t_s for one in own],
             [getattr(one, what) for one in own],
             color=color,
             alpha=0.5 if kind == "agent" else 1.0,
-            linestyle="--" if kind == "agent" else "-",
+            linestyle="--" if forked else "-",
             marker="." if len(own) == 1 else None,
             label=None if kind == "agent" or role in labelled else role,
         )

@@ -145,13 +145,14 @@ def _look(run: Run, t_s: float) -> list[Sample]:
 
 
 def _role(process: psutil.Process) -> str | None:
-    """An agent by its name, which a component of the same command line does not have."""
-    agent = re.fullmatch(r"mach-agent-(\d+)", process.name())
-    if agent:
-        return f"agent {agent[1]}"
-    if not any(word.startswith("--component=") for word in process.cmdline()):
+    """By its name: all that is forked has the same command line."""
+    name = process.name()
+    if name == "mach-nursery":
+        return "nursery"
+    named = re.fullmatch(r"mach-(agent-)?(\d+)", name)
+    if named is None:
         return None
-    return f"component {process.environ()['MACH_COMPONENT']}"
+    return f"{'agent' if named[1] else 'component'} {named[2]}"
 
 
 def _kill(run: Run, victim: int) -> bool:
@@ -179,7 +180,7 @@ def _of_run(folder: Path) -> list[psutil.Process]:
 def judged(record: Record) -> dict[str, Any]:
     """What result.json keeps: the rest is in soak.json."""
     samples = record.samples
-    lasting = [*roles(samples, "launcher"), *roles(samples, "agent")]
+    lasting = [r for kind in ("launcher", "nursery", "agent") for r in roles(samples, kind)]
     components = roles(samples, "component")
     return {
         "seconds_seen": record.seconds,

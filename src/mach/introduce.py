@@ -26,9 +26,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m mach.train", allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="run folder; set by itself or by mach train")
     parser.add_argument("--component", type=int, help="component; set by itself")
-    parser.add_argument("--launcher", type=int, help="process id of the launcher that asked")
-    parser.add_argument("--store", help="HOST:PORT/RUN; set by mach train launch=supervised")
-    parser.add_argument("--control", type=int, help="open file; set by mach train for a nursery")
+    by_us = "; set by mach train"
+    parser.add_argument("--composed", action="store_true", help="the run has its config" + by_us)
+    parser.add_argument("--store", help="HOST:PORT/RUN, of a supervised component" + by_us)
+    parser.add_argument("--control", type=int, help="open file, of a nursery" + by_us)
     parser.add_argument("--reports", help="open files, likewise")
     parser.add_argument("--groups", help="components of each agent, likewise")
     return parser.parse_known_args(argv)
@@ -40,27 +41,18 @@ def introduce(argv: list[str]) -> None:
     if options.control is not None:
         call_myself("mach-nursery")
         return
-    if options.store is not None:
-        return
     component = os.environ.get("RANK")
     if component is None or options.component is not None:
         return
-    launcher = []
-    if options.launcher is not None:
-        die_with(options.launcher)
-        launcher = [f"--launcher={options.launcher}"]
     run_dir = options.run or _asked_for(overrides) or _agreed_on()
     name = [f"--run={run_dir}", f"--component={component}"]
-    command = [sys.executable, "-m", "mach.train", *name, *launcher, *overrides]
+    command = [sys.executable, "-m", "mach.train", *name, *overrides]
     environment = {**os.environ, RUN_DIR: str(run_dir), COMPONENT: component}
     os.execve(sys.executable, command, environment)
 
 
-def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Let the kernel signal this process when its parent dies, even by kill -9 (Linux only).
-
-    Outlives exec, so it holds from here on: also through the seconds in which torch is imported.
-    """
+def die_with(parent: int, by: signal.Signals) -> None:
+    """Let the kernel signal this process when its parent dies, even by kill -9 (Linux only)."""
     if not sys.platform.startswith("linux"):
         return
     set_death_signal = 1

@@ -92,7 +92,7 @@ def _run(options: Any, overrides: list[str]) -> None:
         train(rank, config, options.run)
         return
     rank = join(_START_TIMEOUT_S)
-    if options.launcher is not None:
+    if options.composed:
         config, run_dir = load(options.run / runfolder.CONFIG), options.run
     else:
         config, run_dir = _agree(rank, options.run, overrides)

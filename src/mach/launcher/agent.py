@@ -18,6 +18,7 @@ them: only the agent, their parent, can be sure to hit no other process.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ from mach.launcher.signals import HANDLED, KILL, SAVE_S, STOP
 from mach.storeaddress import StoreAddress
 
 _MONITOR_S = 0.1
+_TALKERS = ("torch.distributed.elastic", "torch.multiprocessing")
+"""They log every death and signal; here each becomes one message of ours."""
 
 Work = Callable[[Sequence[str]], None]
 """What a component does, told by its command line."""
@@ -82,6 +85,7 @@ def keep_alive(job: Job, nursery: int, reports: Connection) -> None:
     die_with(nursery, STOP)
     # An agent installs handlers for these whenever it starts a component; ours are to stay.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "none"
+    _quiet_torch()
     try:
         config = load(job.run_dir / runfolder.CONFIG)
         if config.supervised:
@@ -100,6 +104,12 @@ def keep_alive(job: Job, nursery: int, reports: Connection) -> None:
         text = f"its agent failed: {type(error).__name__}: {error}"
         with suppress(OSError):
             reports.send(Ended(first, Fall(1, text)))
+
+
+def _quiet_torch() -> None:
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(_TALKERS):  # each has a level of its own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _start_method(config: Config) -> str:
@@ -135,7 +145,7 @@ class _Agent(LocalElasticAgent):
             options = [f"--store={job.store}"]
             logs /= f"component-{job.components[0]}"
         else:  # they find the store as under torchrun
-            options = [f"--launcher={os.getpid()}"]
+            options = ["--composed"]
         spec = WorkerSpec(
             role="default",
             local_world_size=len(job.components),

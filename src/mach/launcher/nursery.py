@@ -53,8 +53,8 @@ class Nursery:
         self.reports = [ours for ours, _ in pipes]
         """What each agent reports; the end of an agent is the end of its pipe."""
         theirs = [control, *(their for _, their in pipes)]
-        command = [sys.executable, *PROGRAM, f"--run={run_dir}", f"--launcher={os.getpid()}"]
-        command += [f"--store={store}", f"--control={control.fileno()}"]
+        command = [sys.executable, *PROGRAM, f"--run={run_dir}", f"--store={store}"]
+        command += [f"--control={control.fileno()}"]
         command += [f"--reports={','.join(str(their.fileno()) for _, their in pipes)}"]
         command += [f"--groups={';'.join(','.join(map(str, group)) for group in groups)}"]
         # Components set their own numbers; a pool of threads would not outlive a fork.

@@ -16,7 +16,6 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle
 
 from mach.launcher.agent import Job, Work, keep_alive
-from mach.launcher.quiet import quiet_torch
 from mach.launcher.signals import STOP
 from mach.rank import keep_heap
 from mach.storeaddress import StoreAddress
@@ -31,7 +30,6 @@ def rear(options: argparse.Namespace, work: Work) -> None:
         options: this process's own (mach.introduce).
         work: what a component does; whoever imports it has imported all that is slow.
     """
-    quiet_torch()
     control = Connection(options.control)
     reports = [Connection(int(fd), readable=False) for fd in options.reports.split(",")]
     groups = [tuple(map(int, group.split(","))) for group in options.groups.split(";")]
