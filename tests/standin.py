@@ -45,7 +45,6 @@ def component(argv: Sequence[str]) -> None:
         os._exit(143)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "deaf" else save)
-    (run_dir / f"{kind}-{k}").touch()
     if kind == "wrong":
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -60,6 +59,7 @@ def component(argv: Sequence[str]) -> None:
     rank = join_supervised(StoreAddress.parse(options.store), k, size, 30.0)
     roster = Roster(rank.store, size)
     life = roster.enter(k)
+    (run_dir / f"{kind}-{k}").touch()  # no longer in a call that a signal does not interrupt
     beats = 0
     while kind == "mute" or not (run_dir / "finish").exists():
         if kind != "mute":
