@@ -1,7 +1,7 @@
 """What do rounded messages, bf16, compiling and checkpointing cost and save?
 
 python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds S ..] [--out FILE.json]
-python benchmarks/wire/main.py --mnist FILE.npz --text FILE --networks mnist resnet gpt
+python benchmarks/wire/main.py --networks mnist resnet gpt --mnist FILE --fashion FILE --text FILE
 python benchmarks/wire/main.py --networks memory compile
 python benchmarks/wire/main.py --markdown                  print the README's tables again
 """
@@ -60,14 +60,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--again", action="store_true", help="also what --out has already")
     parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
+    parser.add_argument("--fashion", help="the same of Fashion-MNIST, for resnet")
     parser.add_argument("--text", help="any text, for gpt")
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
     options = parser.parse_args()
     for name in options.networks:
-        needs = NETWORKS[name].data if name in NETWORKS else ""
-        if (needs, options.mnist) == ("npz", None) or (needs, options.text) == ("text", None):
-            parser.error(f"{name} needs {'--mnist' if needs == 'npz' else '--text'} FILE")
+        needs = NETWORKS[name].file if name in NETWORKS else ""
+        if needs and vars(options)[needs] is None:
+            parser.error(f"{name} needs --{needs} FILE")
     return options
 
 
@@ -80,7 +81,7 @@ def _measure(
     elif name == "compile":
         yield speed(quick=options.quick)
     else:
-        file = {"text": options.text, "npz": options.mnist}.get(NETWORKS[name].data)
+        file = vars(options).get(NETWORKS[name].file)
         seeds = [0] if options.quick else options.seeds
         known = [] if options.again else before.get("runs", [])
         for found in train(name, file, seeds, options.quick, known):

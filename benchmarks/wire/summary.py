@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 from typing import Any
 
-from variants import NETWORKS, VARIANTS
+from variants import NETWORKS
 
 from mach.provenance import commit_of, machine_of
 
@@ -18,11 +18,11 @@ _HALF = 0.5
 
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
-    result = {name: _complete(section) for name, section in result.items()}
+    result = {name: _complete(name, section) for name, section in result.items()}
     blocks = ["## Result", _table(["", "measured", "aim", "met"], _aims(result))]
     for name in NETWORKS:
         if name in result:
-            blocks += [f"### {result[name]['about']}", _network(result[name])]
+            blocks += [f"### {result[name]['about']}", _network(name, result[name])]
     if "memory" in result:
         blocks += ["### Memory", *_memory(result["memory"])]
     if "compile" in result:
@@ -30,12 +30,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, "## Environment", _environment(result)])
 
 
-def _complete(section: dict[str, Any]) -> dict[str, Any]:
+def _complete(name: str, section: dict[str, Any]) -> dict[str, Any]:
     """With those seeds alone that every variant has been trained from."""
-    runs = section.get("runs", [])
-    seeds = [{run["seed"] for run in runs if run["variant"] == name} for name in VARIANTS]
+    if name not in NETWORKS:
+        return section
+    runs, variants = section["runs"], NETWORKS[name].variants
+    seeds = [{run["seed"] for run in runs if run["variant"] == one} for one in variants]
     whole = set.intersection(*seeds)
-    return {**section, "runs": [run for run in runs if run["seed"] in whole]} if runs else section
+    return {**section, "runs": [run for run in runs if run["seed"] in whole]}
 
 
 def relative(section: dict[str, Any], variant: str, key: str) -> list[float]:
@@ -72,10 +74,10 @@ def _near(value: float, aim: float) -> str:
     return "yes" if value <= aim + 0.03 else "**no**"
 
 
-def _network(section: dict[str, Any]) -> str:
+def _network(name: str, section: dict[str, Any]) -> str:
     quality = "bits_per_byte" if section["runs"][0]["accuracy"] is None else "accuracy"
     rows: list[Row] = []
-    for variant in VARIANTS:
+    for variant in NETWORKS[name].variants:
         runs = [run for run in section["runs"] if run["variant"] == variant]
         changes = [ratio - 1 for ratio in relative(section, variant, "loss")]
         tests = [ratio - 1 for ratio in relative(section, variant, "test_loss")]

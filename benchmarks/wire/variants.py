@@ -7,18 +7,32 @@ processes, bit by bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mach.channels import Sender
 from mach.config import Config
-from mach.configfile import from_mapping
 from mach.data import open_dataset
+from mach.launcher.compose import compose
 from mach.trainer import Oracle
 from mach.trainer.oracle import Quiet
 
-COMPONENTS = 4
+Overrides = tuple[str, ...]
+"""Of `mach train`."""
+
+_WIRES = ("float32", "bfloat16 wire", "int8 wire")
+VARIANTS: dict[str, Overrides] = {
+    "float32": (),
+    "bfloat16 wire": ("transport.wire_dtype=bfloat16",),
+    "int8 wire": ("transport.wire_dtype=int8",),
+    "bf16 autocast": ("optim.precision=bf16",),
+    "bf16 autocast, int8 wire": ("optim.precision=bf16", "transport.wire_dtype=int8"),
+    "checkpointing": ("model.checkpointing=true",),
+    "compile": ("model.compile=true",),
+}
+"""compile computes the same in another order: how far it ends from float32 says what the slightest
+rounding does to so short a run."""
 
 
 @dataclass(frozen=True)
@@ -26,56 +40,37 @@ class Network:
     """One task."""
 
     about: str
-    data: str
-    """digits, npz or text; the last two need a file."""
-    values: Mapping[str, Any]
+    file: str
+    """Which option names the data's: mnist, fashion or text; empty for none."""
+    overrides: Overrides
     steps: int
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """Of the data."""
+    variants: Sequence[str] = tuple(VARIANTS)
 
 
+_SMALL = ("components=4", "delay=1", "accumulate=4", "model.width=128")
 NETWORKS = {
-    "digits": Network(
-        "MLP of width 128, 4 blocks, digits",
-        "digits",
-        {"model": {"name": "mlp", "width": 128}},
-        50,
-    ),
+    "digits": Network("MLP of width 128, 4 blocks, digits", "", _SMALL, 50),
     "mnist": Network(
         "MLP of width 128, 4 blocks, MNIST",
-        "npz",
-        {"model": {"name": "mlp", "width": 128}, "eval": {"samples": 2000}},
+        "mnist",
+        (*_SMALL, "data=npz", "eval.samples=2000"),
         100,
     ),
     "resnet": Network(
-        "ResNet-14 of width 8, MNIST",
-        "npz",
-        {"model": {"name": "resnet", "layers": 14, "width": 8}, "microbatch_size": 16},
-        60,
+        "ResNet-20 of width 8, 3 components, 10,000 images of Fashion-MNIST",
+        "fashion",
+        ("experiment=resnet-fashion",),
+        300,
+        _WIRES,
     ),
     "gpt": Network(
-        "GPT of 4 blocks, width 64, Tiny Shakespeare",
+        "GPT of 4 blocks, width 128, context 128, Tiny Shakespeare",
         "text",
-        {"model": {"name": "gpt", "width": 64, "heads": 2}, "optim": {"muon_lr": 0.02}},
-        50,
-        {"context": 64, "test_samples": 256},
+        ("experiment=gpt-shakespeare",),
+        300,
+        _WIRES,
     ),
 }
-
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "float32": {},
-    "bfloat16 wire": {"transport": {"wire_dtype": "bfloat16"}},
-    "int8 wire": {"transport": {"wire_dtype": "int8"}},
-    "bf16 autocast": {"optim": {"precision": "bf16"}},
-    "bf16 autocast, int8 wire": {
-        "optim": {"precision": "bf16"},
-        "transport": {"wire_dtype": "int8"},
-    },
-    "checkpointing": {"model": {"checkpointing": True}},
-    "compile": {"model": {"compile": True}},
-}
-"""compile computes the same in another order: how far it ends from float32 says what the slightest
-rounding does to so short a run."""
 
 
 class Ear(Quiet):
@@ -111,7 +106,7 @@ def train(
     steps = 8 if quick else network.steps
     runs = [run for run in before if run["steps"] == steps]
     for seed in seeds:
-        for variant in VARIANTS:
+        for variant in network.variants:
             if not any((run["variant"], run["seed"]) == (variant, seed) for run in runs):
                 found = _run(_config(network, variant, file, seed, steps))
                 runs.append({"variant": variant, "seed": seed, "steps": steps, **found})
@@ -119,20 +114,9 @@ def train(
 
 
 def _config(network: Network, variant: str, file: str | None, seed: int, steps: int) -> Config:
-    values: dict[str, Any] = {
-        "components": COMPONENTS,
-        "delay": 1,
-        "accumulate": 4,
-        "steps": steps,
-        "seed": seed,
-        "student": {"enabled": False},
-        "report": {"every": 1},
-        "data": {"name": network.data, **({"path": file} if file else {}), **network.more},
-        **network.values,
-    }
-    for part, change in VARIANTS[variant].items():
-        values[part] = {**values.get(part, {}), **change}
-    return from_mapping(values)
+    usual = (f"seed={seed}", f"steps={steps}", "student.enabled=false", "report.every=1")
+    where = (f"data.path={file}",) if file else ()
+    return compose([*network.overrides, *usual, *where, *VARIANTS[variant]])
 
 
 def _run(config: Config) -> dict[str, Any]:
