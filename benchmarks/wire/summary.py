@@ -19,6 +19,7 @@ _HALF = 0.5
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
     result = {name: _complete(name, section) for name, section in result.items()}
+    result = {name: section for name, section in result.items() if section.get("runs", True)}
     blocks = ["## Result", _table(["", "measured", "aim", "met"], _aims(result))]
     for name in NETWORKS:
         if name in result:

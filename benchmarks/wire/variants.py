@@ -21,7 +21,7 @@ from mach.trainer.oracle import Quiet
 Overrides = tuple[str, ...]
 """Of `mach train`."""
 
-_WIRES = ("float32", "bfloat16 wire", "int8 wire")
+_WIRES = ("float32", "bfloat16 wire", "int8 wire", "compile")
 VARIANTS: dict[str, Overrides] = {
     "float32": (),
     "bfloat16 wire": ("transport.wire_dtype=bfloat16",),
