@@ -2,7 +2,10 @@
 
 While the model computes, requests wait; when it is free, those of one kind become its next batch.
 So a lone request is computed at once, and batches grow by themselves as more come. One thread
-computes; the event loop goes on reading and writing meanwhile.
+computes, and takes its next batch by itself; the event loop goes on reading and writing meanwhile.
+
+    event loop    ask ----> the queue                 answered ---->
+    thread                      next -> run the model ----^
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Condition, Thread
 
 import torch
 from torch import Tensor
@@ -31,7 +34,8 @@ class BusyError(MachError):
 
 @dataclass(eq=False)
 class _Waiting:
-    kind: Hashable
+    kind: tuple[Hashable, ...]
+    """What must be the same in a batch, the request's own kind first."""
     x: Tensor
     answer: asyncio.Future[list[Tensor]]
 
@@ -54,15 +58,16 @@ class Batcher:
             max_batch: samples in one call.
             wait_s: how long the first request of a batch waits for others.
             max_queue: samples that may wait.
-            observe: is told the size of each batch and how long it took.
+            observe: is told, in the thread, the size of each batch and how long it took.
         """
         self._compute, self._observe = compute, observe
         self._max_batch, self._wait_s, self._max_queue = max_batch, wait_s, max_queue
         self._queue: deque[_Waiting] = deque()
         self._samples = 0
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "model")
-        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._changed = Condition()
+        """Held to change these three."""
+        self._thread = Thread(target=self._work, name="model", daemon=True)
 
     @property
     def waiting(self) -> int:
@@ -71,14 +76,15 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to compute."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
 
     async def stop(self) -> None:
         """Compute no more; what waits is never answered."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
 
     async def ask(self, kind: Hashable, x: Tensor) -> list[Tensor]:
         """The answers to samples [B, ..], in a batch with others of this kind and shape.
@@ -91,40 +97,35 @@ class Batcher:
                 f"expected at most {self._max_queue:,} samples waiting; {self._samples:,} do. "
                 "Come again in a moment."
             )
-        loop = asyncio.get_running_loop()
-        one = _Waiting((kind, x.shape[1:], x.dtype), x, loop.create_future())
-        self._queue.append(one)
-        self._samples += len(x)
-        self._arrived.set()
-        return await one.answer  # cancelled with whoever waits
+        answer = asyncio.get_running_loop().create_future()
+        with self._changed:
+            self._queue.append(_Waiting((kind, x.shape[1:], x.dtype), x, answer))
+            self._samples += len(x)
+            self._changed.notify()
+        return await answer  # cancelled with whoever waits
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._arrived.wait()
-            if self._wait_s > 0 and self._samples < self._max_batch:
-                await asyncio.sleep(self._wait_s)
-            batch = self._take()
-            if not batch:
-                continue
-            kind = batch[0].kind
-            assert isinstance(kind, tuple)
-            try:
-                parts = await loop.run_in_executor(
-                    self._thread, self._run, kind[0], [one.x for one in batch]
-                )
-            except Exception as error:
-                for one in batch:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
-                continue
-            for one, its in zip(batch, parts, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(its)
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
+                found = self._answers(batch)
+                self._loop.call_soon_threadsafe(_answer, batch, found)
+
+    def _next(self) -> list[_Waiting] | None:
+        """The requests of the next batch, once there are some; none if nobody waits for them any
+        more; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            if self._wait_s > 0:
+                self._changed.wait_for(self._enough, self._wait_s)
+            return None if self._stopping else self._take()
+
+    def _enough(self) -> bool:
+        return self._samples >= self._max_batch or self._stopping
 
     def _take(self) -> list[_Waiting]:
-        """The requests of the next batch, which are of one kind: the oldest, and as many of the
-        others as fit."""
+        """Requests of one kind: the oldest, and as many of the others as fit."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         size = 0
@@ -139,12 +140,16 @@ class Batcher:
                 size += len(one.x)
         self._queue.extendleft(reversed(left))
         self._samples -= size
-        if not self._queue:
-            self._arrived.clear()
         return batch
 
+    def _answers(self, batch: list[_Waiting]) -> list[list[Tensor]] | Exception:
+        try:
+            return self._run(batch[0].kind[0], [one.x for one in batch])
+        except Exception as error:  # theirs: the next batch may do better
+            return error
+
     def _run(self, kind: Hashable, xs: list[Tensor]) -> list[list[Tensor]]:
-        """In the thread: the answers to each of these."""
+        """The answers to each of these."""
         x = xs[0] if len(xs) == 1 else torch.cat(xs)
         found: list[list[Tensor]] = []
         with torch.inference_mode():
@@ -155,3 +160,14 @@ class Batcher:
         exits = found[0] if len(found) == 1 else [torch.cat(of) for of in zip(*found, strict=True)]
         by_request = [of_exit.split([len(one) for one in xs]) for of_exit in exits]
         return [list(of_all) for of_all in zip(*by_request, strict=True)]
+
+
+def _answer(batch: list[_Waiting], found: list[list[Tensor]] | Exception) -> None:
+    """In the event loop."""
+    for place, one in enumerate(batch):
+        if one.answer.done():  # cancelled meanwhile
+            continue
+        if isinstance(found, Exception):
+            one.answer.set_exception(found)
+        else:
+            one.answer.set_result(found[place])
