@@ -12,12 +12,10 @@ from typing import Any
 from mach.launcher.failure import Fall
 from mach.launcher.nursery import Nursery
 from mach.launcher.reports import Ended, Report
-from mach.launcher.signals import HANDLED, KILL, SAVE_S, STOP
+from mach.launcher.signals import END_S, HANDLED, KILL, SAVE_S, STOP
 
 _TO_US = HANDLED - {KILL}
 """What asks the launcher to stop."""
-_END_S = 5.0
-"""Longest an agent may take to end once its component has."""
 _STEP_S = 0.1
 
 
@@ -106,7 +104,7 @@ class Agents:
         agents = range(len(self._nursery.groups))
         for agent in agents:
             self.signal(agent, STOP)
-        end_s = time.monotonic() + SAVE_S + _END_S
+        end_s = time.monotonic() + SAVE_S + END_S
         killed = False
         while not self._nursery.ended(_STEP_S) and time.monotonic() < end_s:
             if len(self._asked) > 1 and not killed:

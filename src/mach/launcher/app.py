@@ -221,11 +221,21 @@ def _in_processes(config: Config, run_dir: Path) -> Mapping[str, Any]:
     with listen(config.launch.bind if config.supervised else None) as listener:
         address = address_of(listener)
         with Nursery(run_dir, address, groups) as nursery:
+            from mach.launcher import store
+            from mach.launcher.failure import no_result
             from mach.launcher.gang import run_gang
             from mach.launcher.preflight import preflight
             from mach.launcher.supervised import run_supervised
 
             config = preflight(config, run_dir, config.components)
-            run = run_supervised if config.supervised else run_gang
             with runfolder.hold(run_dir) as lock:
-                return run(config, run_dir, nursery, listener, address, lock)
+                hosted = store.host(listener, address)  # to the end of this block
+                if config.supervised:
+                    roster = store.found(hosted, address, config)
+                    run_supervised(config, run_dir, nursery, roster, lock)
+                else:
+                    run_gang(config, run_dir, nursery, lock)
+            result = runfolder.finished(run_dir)
+            if result is None:
+                raise no_result(run_dir)
+            return result

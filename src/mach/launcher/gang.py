@@ -1,42 +1,28 @@
 """How is a run started as one group of processes, and what is said when one of them dies?
 
 torch's elastic agent starts the ranks, watches them, stops all when one dies and restarts them if
-it may (mach.launcher.agent). This file hosts their store, and turns what is reported into one
-message.
+it may (mach.launcher.agent). This file turns what is reported into one message.
 """
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import Any
 
-from mach import runfolder
 from mach.config import Config
-from mach.launcher import store
 from mach.launcher.agents import Agents
-from mach.launcher.failure import no_result, run_failed
+from mach.launcher.failure import run_failed
 from mach.launcher.nursery import Nursery
 from mach.launcher.reports import Ended
 from mach.report.console import Progress
-from mach.storeaddress import StoreAddress
 
 _LISTEN_S = 1.0
 
 
-def run_gang(
-    config: Config,
-    run_dir: Path,
-    nursery: Nursery,
-    listener: socket.socket,
-    address: StoreAddress,
-    lock: int,
-) -> dict[str, Any]:
-    """Run a claimed run folder to its end as one group. Returns its result.
+def run_gang(config: Config, run_dir: Path, nursery: Nursery, lock: int) -> None:
+    """Run a claimed run folder to its end as one group, whose store is hosted.
 
     Args:
         nursery: of one group.
-        listener: on which the store is hosted, at this address.
         lock: of the run folder, an open file.
 
     Raises:
@@ -44,7 +30,6 @@ def run_gang(
         KeyboardInterrupt: Ctrl-C; every rank has been stopped.
         SystemExit: another signal asked the launcher to stop; every rank has been stopped.
     """
-    hosted = store.host(listener, address)
     with (
         Agents(nursery, lock) as agents,
         Progress(run_dir, config.components, config.steps, config.report.progress),
@@ -53,8 +38,3 @@ def run_gang(
             for report in agents.listen(_LISTEN_S):
                 if isinstance(report, Ended) and report.fall is not None:
                     raise run_failed(report.component, report.fall, run_dir, config)
-    del hosted
-    result = runfolder.finished(run_dir)
-    if result is None:
-        raise no_result(run_dir)
-    return result

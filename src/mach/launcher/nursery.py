@@ -26,13 +26,11 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 
 from mach.introduce import RUN_DIR
-from mach.launcher.signals import HANDLED, SAVE_S
+from mach.launcher.signals import END_S, HANDLED, SAVE_S
 from mach.storeaddress import StoreAddress
 
 PROGRAM = ("-m", "mach.train")
 """What Python runs as a nursery."""
-_END_S = 5.0
-"""Longest an agent may take to end once its components have, and the nursery once the agents."""
 
 
 class Nursery:
@@ -80,9 +78,9 @@ class Nursery:
         self._control.close()
         if not self._begun:  # it only imports
             self._process.kill()
-        if not self.ended(SAVE_S + 2 * _END_S):
+        if not self.ended(SAVE_S + 2 * END_S):
             self._process.kill()  # the agents hear of it from the kernel
-            self._process.wait(_END_S)
+            self._process.wait(END_S)
         for pipe in self.reports:
             pipe.close()
 
@@ -104,7 +102,7 @@ class Nursery:
     def exit_code(self, agent: int) -> int | None:
         """Of an agent that is about to end; None where that is not heard of."""
         with suppress(OSError, EOFError):
-            while self._control.poll(_END_S):
+            while self._control.poll(END_S):
                 other, code = self._control.recv()
                 if other == agent:
                     return int(code)

@@ -1,22 +1,19 @@
 """How is a run started so that the death of one component concerns that component alone?
 
 One agent for each component (see mach.launcher.agent) starts it and starts it again. This file
-starts the agents, hosts the store, reads the heartbeats, and carries out what
+starts the agents, reads the heartbeats, and carries out what
 mach.launcher.supervision concludes from them.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from pathlib import Path
-from typing import Any
 
 from mach import runfolder
 from mach.config import Config
-from mach.launcher import store
 from mach.launcher.agents import Agents
-from mach.launcher.failure import no_result, run_failed
+from mach.launcher.failure import run_failed
 from mach.launcher.journal import Journal
 from mach.launcher.nursery import Nursery
 from mach.launcher.reports import Event, GiveUp, Kill, Stop
@@ -24,7 +21,6 @@ from mach.launcher.signals import KILL
 from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
 from mach.roster import Roster
-from mach.storeaddress import StoreAddress
 
 LOOK_S = 0.2
 """Time between two looks at the heartbeats."""
@@ -37,15 +33,14 @@ def run_supervised(
     config: Config,
     run_dir: Path,
     nursery: Nursery,
-    listener: socket.socket,
-    address: StoreAddress,
+    roster: Roster,
     lock: int,
-) -> dict[str, Any]:
-    """Run a claimed run folder to its end, each component by itself. Returns the run's result.
+) -> None:
+    """Run a claimed run folder to its end, each component by itself.
 
     Args:
         nursery: of one group for each component.
-        listener: on which the store is hosted, at this address.
+        roster: in the store that this process hosts.
         lock: of the run folder, an open file. Should this process be killed, it is the agents' and
             their components' until they have saved and ended.
 
@@ -54,7 +49,6 @@ def run_supervised(
         KeyboardInterrupt: Ctrl-C; every component has saved and been stopped.
         SystemExit: another signal asked the launcher to stop; the same.
     """
-    roster = store.found(store.host(listener, address), address, config)
     supervision = Supervision(_rules(config))
     journal = Journal(run_dir / runfolder.EVENTS)
     with (
@@ -68,10 +62,6 @@ def run_supervised(
         ),
     ):
         _watch(agents, supervision, roster, journal, run_dir, config)
-    result = runfolder.finished(run_dir)
-    if result is None:
-        raise no_result(run_dir)
-    return result
 
 
 def _watch(
