@@ -355,7 +355,7 @@ def test_a_bind_that_is_not_of_this_machine_is_refused(tmp_path):
 
 def test_the_store_listens_where_it_is_told_to(tmp_path):
     with idle(tmp_path, "fine,fine", "launch.bind=lo") as started:
-        started.until(lambda: (tmp_path / "run/fine-1").exists())
+        started.until(lambda: (tmp_path / "run/fine-0").exists())
         store = store_of(tmp_path)
         assert store.startswith("--store=127.0.0.1:")
         (tmp_path / "run/finish").touch()
