@@ -160,6 +160,12 @@ def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_m
     assert tuning.search({"x": (1, 2, 3)}, score) == (("x=1",), [])
 
 
+def test_a_choice_made_without_students_is_one_for_the_same_chain_with_them():
+    changes = ["x=1", grid.NO_STUDENTS]
+    rows = [row(value=0.5, kind=grid.TUNING, changes=changes)]
+    assert tuning.validated(rows, "mnist1d", "mach", None, [0])(("x=1",)) == 0.5
+
+
 def test_the_width_whose_cost_is_nearest_is_found():
     asked = []
 

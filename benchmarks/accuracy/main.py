@@ -120,7 +120,7 @@ class Bench:
                 if not tries:
                     break
                 cells = tuning_cells(self._name, method, task.components, delay, seeds, tries)
-                if self._run(cells):
+                if self._run(without_students(cells) if self._options.no_students else cells):
                     raise SystemExit(f"{method} cannot be tuned: {self._name} refuses it")
             self._keep(method, best)
 

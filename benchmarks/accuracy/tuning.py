@@ -12,7 +12,7 @@ from statistics import mean
 
 from grid import TUNING, Cell, Changes
 from stored import Row
-from tables import better_is_more, of, tops
+from tables import better_is_more, chain_changes, of, tops
 
 Grid = dict[str, tuple[float | int | None, ...]]
 
@@ -79,7 +79,8 @@ def validated(
     tried = of(rows, kind=TUNING, task=name, method=method, cut_to=cut_to)
 
     def score(changes: Changes) -> float | None:
-        group = [row for row in of(tried, changes=list(changes)) if row["seed"] in seeds]
+        mine = (row for row in tried if chain_changes(row) == changes)
+        group = [row for row in mine if row["seed"] in seeds]
         if len(group) < len(seeds):
             return None
         values = tops(group)
