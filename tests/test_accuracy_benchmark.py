@@ -64,6 +64,15 @@ def test_networks_trained_alone_are_each_run_once():
     ]
 
 
+def test_what_is_longer_has_so_many_more_steps():
+    chosen = ("optim.lr=1",)
+    assert grid.longer_cells("gpt", 300, [5], chosen, [1]) == [
+        Cell("gpt", "mach", 4, 1, 5, grid.LONGER, (*chosen, "steps=315", "student=none"))
+    ]
+    for cell in grid.longer_cells("gpt", 300, [5], ()):
+        assert compose(grid.overrides(cell, "some.file")).steps in (315, 360)
+
+
 @pytest.mark.parametrize("task", grid.TASKS)
 @pytest.mark.parametrize("kind", [grid.METHOD, grid.TUNING])
 def test_every_cell_of_the_leading_methods_is_a_config_of_mach(task, kind):
@@ -211,6 +220,36 @@ def test_aims_are_judged_on_whole_runs_by_the_mean():
     assert best.endswith("| +0.05 | ≤ 0.1 | yes |")
     assert worse.endswith("| +1.00 | ≤ 0.3 | **no** |")
     assert rival.endswith("`ddg`, points | -0.50 | > 0 | **no** |")
+
+
+def test_mach_may_be_given_more_samples_to_be_as_good():
+    bits = {"task": "gpt", "metric": "bits_per_byte"}
+    longer = {"kind": grid.LONGER, "samples": 1050, "changes": ["steps=315", "student=none"]}
+    rows = [
+        row("backprop", value=2.5, **bits),
+        row("mach", delay=1, value=2.52, **bits),
+        row("mach", delay=1, value=2.49, **bits, **longer),
+        row("mach", delay=4, value=2.6, **bits),
+        row("ddg", delay=4, value=2.7, **bits),
+    ]
+    text = tables.markdown(rows)
+    as_good, behind, ahead = text.split("\n\n")[1].splitlines()[2:]
+    assert as_good.endswith("loses with 1.05 times the samples, 1 seeds | -0.010 | ≤ 0 | yes |")
+    assert behind.endswith("bits per byte that `mach` loses, 1 seeds | +0.020 | ≤ 0.03 | yes |")
+    assert ahead.endswith("`ddg`, bits per byte | +0.100 | > 0 | yes |")
+    assert "Equal samples (1,000)" in text
+
+
+def test_a_method_is_judged_with_what_was_chosen_last():
+    chosen = {"changes": ["optim.lr=0.002"]}
+    rows = [
+        row("backprop", value=0.90),
+        row("backprop", value=0.97, **chosen),
+        row("mach", delay=4, value=0.90),
+        row("mach", delay=4, value=0.97, **chosen),
+    ]
+    (aim,) = tables.markdown(rows).split("\n\n")[1].splitlines()[2:]
+    assert aim.endswith("1 seeds | +0.00 | ≤ 0.1 | yes |")
 
 
 def test_runs_with_and_without_students_are_of_one_chain():

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 Changes = tuple[str, ...]
 """Overrides of `mach train`, beside those that a cell's other fields stand for."""
 
-METHOD, ALONE, TUNING = "method", "alone", "tuning"
-"""What a cell is for: a method's place in the table, a network that is trained alone beside an exit
-or a window of its size, or a choice, which is made on the validation split."""
+METHOD, LONGER, ALONE, TUNING = "method", "longer", "alone", "tuning"
+"""What a cell is for: a method's place in the table, `mach` with more samples than all others, a
+network that is trained alone beside an exit or a window of its size, or a choice, which is made on
+the validation split."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Task:
     """Optimizer steps between two evaluations: how finely it is known when something is reached."""
     validation: int = 0
     """Training samples kept back for choosing."""
+    longer: tuple[tuple[int, float], ...] = ()
+    """Delays, and with how many times its samples `mach` is to be as good as back-propagation."""
     sizes: bool = False
     """Whether networks of the size of each exit and window are trained alone."""
 
@@ -59,10 +62,11 @@ TASKS = {
         "Tiny Shakespeare; GPT of 4 blocks, width 128, context 128, one block a component",
         "gpt-shakespeare",
         components=4,
-        delays=(0, 1, 3),
+        delays=(0, 1, 4),
         methods=_MATTER,
         every=50,
         validation=500,
+        longer=((1, 1.05), (4, 1.2)),
     ),
     "resnet": Task(
         "10,000 images of Fashion-MNIST; ResNet-20 of width 8 with GroupNorm, a stage a component",
@@ -143,6 +147,37 @@ NO_STUDENTS = "student=none"
 def without_students(cells: Sequence[Cell]) -> list[Cell]:
     """The same chains: a student changes no number of the chain, and costs half of the time."""
     return [replace(cell, changes=(*cell.changes, NO_STUDENTS)) for cell in cells]
+
+
+def longer_cells(
+    name: str,
+    steps: int,
+    seeds: Sequence[int],
+    chosen: Changes,
+    delays: Sequence[int] | None = None,
+) -> list[Cell]:
+    """`mach` with more samples, of which only the top exit is asked for.
+
+    Args:
+        steps: the experiment's.
+        chosen: what was chosen for `mach`.
+        delays: fewer of the task's.
+    """
+    task = TASKS[name]
+    return [
+        Cell(
+            name,
+            "mach",
+            task.components,
+            delay,
+            seed,
+            LONGER,
+            (*chosen, f"steps={round(times * steps)}", NO_STUDENTS),
+        )
+        for seed in seeds
+        for delay, times in task.longer
+        if delays is None or delay in delays
+    ]
 
 
 def alone_cells(

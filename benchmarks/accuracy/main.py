@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +31,7 @@ from grid import (
     Cell,
     Changes,
     alone_cells,
+    longer_cells,
     method_cells,
     order,
     without_students,
@@ -98,6 +98,11 @@ class Bench:
         )
         if options.no_students:
             cells = without_students(cells)
+        whole = not options.quick and options.steps is None
+        if task.longer and whole and "mach" in methods:
+            steps = compose([f"experiment={task.experiment}", f"data.path={self._path}"]).steps
+            chosen = self._chosen().get("mach", ())
+            cells += longer_cells(self._name, steps, seeds, chosen, delays)
         lengths = options.components or ([task.components] if options.quick else None)
         cells = [cell for cell in cells if lengths is None or cell.components in lengths]
         if task.sizes and not options.quick and not options.methods:
@@ -232,4 +237,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -94,9 +94,9 @@ def _by_flops(axes: Axes, rows: Sequence[Row], alone: Sequence[Row]) -> None:
     sizes: dict[int, list[float]] = {}
     for row in [*alone, *of(rows, method="backprop")]:
         sizes.setdefault(row["exits"][-1]["flops"], []).extend(tops([row]))
-    x = sorted(sizes)
-    y = _percent([mean(sizes[cost]) for cost in x], metric)
-    axes.plot(x, y, "k--", marker="s", label="trained alone (backprop)")
+    costs = sorted(sizes)
+    alike = _percent([mean(sizes[cost]) for cost in costs], metric)
+    axes.plot(costs, alike, "k--", marker="s", label="trained alone (backprop)")
     axes.set(xlabel="FLOPs a sample", ylabel=_label(metric).replace(" of the top exit", ""))
 
 
