@@ -177,7 +177,8 @@ def test_a_component_that_is_killed_ends_the_run_on_both_machines(machines, tmp_
             assert rank.cpu_affinity() == list(bound or available)
         kill(ranks[3])
         a, b = both(commands, 1)
-    assert re.search(r"mach: component 2: .*: component 3 is gone", b.stderr), b
+    # Component 2 may have no time to say it: torchrun ends what is left on its own machine.
+    assert f"Signal 9 (SIGKILL) received by PID {ranks[3].pid}" in b.stderr, b
     assert "mach: component 1: " in a.stderr, a
     assert "component 2 is gone" in a.stderr, a
     assert checkpoint_steps(tmp_path / "run")
