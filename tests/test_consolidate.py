@@ -257,7 +257,7 @@ def test_the_manifest_says_how_it_was_made(run_dir):
     (stage,) = manifest["stages"]
     assert (stage["window"], stage["teacher"]) == ("2..2", "chain 0..2")
     run = Run(run_dir)
-    test = Batches(run.dataset, 0, 16, CPU)
+    test = Batches(run.dataset, 0, 8, CPU)
     assert manifest["metrics"] == run.score(run.model(found.name), test)
     asked = yaml.safe_load((found.path / "consolidate.yaml").read_text())
     assert ConsolidateConfig(**asked) == ConsolidateConfig(
