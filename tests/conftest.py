@@ -16,6 +16,10 @@ from runs import LONG, SMALL
 from spawn import TRAIN, Done, assert_none_left, processes_of, run
 from texts import write_text
 
+# Commands that run side by side: two threads of one on a core that another needs wait for each
+# other by spinning, and take four times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
