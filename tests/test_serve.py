@@ -32,6 +32,7 @@ from mach.inference import Run
 from mach.predictor import open_predictor
 from mach.serve.app import create_app
 from mach.serve.batching import Batcher, BusyError
+from mach.serve.server import threads_of
 from spawn import MACH, Command, run
 from texts import make as make_text
 from texts import write_text
@@ -425,6 +426,12 @@ def test_a_port_that_is_taken_is_refused(images, capsys):
     assert f"port={port}: expected an address to listen at; Address already in use" in (
         capsys.readouterr().err
     )
+
+
+def test_one_core_is_left_to_the_service():
+    asked, any_number = ServeConfig("run", threads=3), ServeConfig("run")
+    assert [threads_of(any_number, cores) for cores in (1, 2, 8)] == [1, 1, 7]
+    assert threads_of(asked, 2) == 3
 
 
 @pytest.mark.parametrize(

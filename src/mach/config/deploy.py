@@ -192,7 +192,7 @@ class ServeConfig:
     port: int = 8000
     """0: one that is free; it is printed."""
     threads: int | None = None
-    """Threads that compute. None: as many as there are cores."""
+    """Threads that compute. None: one for each core but one, which the service itself needs."""
     max_batch: int = 256
     """Samples that are computed together at most; a larger request is computed in parts."""
     wait_ms: float = 0.0

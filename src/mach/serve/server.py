@@ -48,7 +48,7 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     from mach.serve.limits import ImpatientProtocol
 
     predictor = open_predictor(config.model, config.window)
-    torch.set_num_threads(config.threads or len(available_cores()))
+    torch.set_num_threads(threads_of(config, len(available_cores())))
     _allow_many_connections()
     listening = _listen(config)
 
@@ -70,6 +70,11 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     with listening:
         ready(f"{predictor.title} of {predictor.source} at http://{host}:{port}/ (Ctrl-C ends it)")
         return _run(server, listening)
+
+
+def threads_of(config: ServeConfig, cores: int) -> int:
+    """How many compute: two that share a core with the service wait for each other."""
+    return config.threads or max(1, cores - 1)
 
 
 def _run(server: object, listening: socket.socket) -> int:
