@@ -8,7 +8,6 @@ from torch import nn
 
 from clouds import make
 from images import images, make_resnet
-from mach.muon import Muon
 from mach.optim import Optimizer
 from mach.trainer import Assembly
 
@@ -21,9 +20,9 @@ def optimizer_of(kernel):
 
 
 def reference(start, gradients):
-    """Muon on a matrix whose rows are the output channels."""
+    """torch's own Muon on a matrix whose rows are the output channels."""
     matrix = nn.Parameter(start.reshape(len(start), -1).clone())
-    muon = Muon([matrix], lr=0.02, weight_decay=0.0, momentum=CONFIG.muon_momentum)
+    muon = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.0, momentum=CONFIG.muon_momentum)
     for gradient in gradients:
         matrix.grad = gradient.reshape(len(start), -1).clone()
         muon.step()
@@ -48,7 +47,7 @@ def test_a_kernel_is_stepped_as_its_matrix_is_bit_by_bit(shape):
 
 
 def test_a_kernel_that_lies_channels_last_is_stepped_where_it_lies():
-    """Its columns come in another order, so sums round otherwise."""
+    """Its columns come in another order, so sums round otherwise (Muon's matrices are bfloat16)."""
     torch.manual_seed(0)
     start, gradients = torch.randn(6, 4, 3, 3), torch.randn(STEPS, 6, 4, 3, 3)
     kernel = nn.Parameter(start.clone(memory_format=torch.channels_last))
@@ -57,7 +56,7 @@ def test_a_kernel_that_lies_channels_last_is_stepped_where_it_lies():
         kernel.grad = gradient.clone(memory_format=torch.channels_last)
         optimizer.step(step)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(kernel.detach(), reference(start, gradients), rtol=0, atol=1e-5)
+    torch.testing.assert_close(kernel.detach(), reference(start, gradients), rtol=0, atol=2e-3)
 
 
 def test_a_kernels_momentum_is_saved_and_goes_on_where_it_was():

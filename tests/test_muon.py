@@ -10,8 +10,6 @@ from mach.muon import Muon, orthogonal
 
 COEFFICIENTS, STEPS, EPS = (3.4445, -4.775, 2.0315), 5, 1e-7
 SHAPES = [(16, 64), (64, 16), (24, 24), (1, 9)]
-ROUNDING = 0.04
-"""Of the step, by bfloat16; of a direction it hardly sees, torch's makes another one."""
 
 
 def gradient(shape: tuple[int, int]) -> torch.Tensor:
@@ -19,35 +17,17 @@ def gradient(shape: tuple[int, int]) -> torch.Tensor:
     return torch.randn(shape) * torch.rand(shape[0], 1) ** 3
 
 
-def of_low_rank(shape: tuple[int, int]) -> torch.Tensor:
-    """As those of a few samples are."""
-    return torch.randn(shape[0], 2) @ torch.randn(2, shape[1])
-
-
-@pytest.mark.parametrize("make", [gradient, of_low_rank])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_direction_is_that_of_the_iteration_as_it_is_written_down(shape, make):
-    torch.manual_seed(0)
-    a, b, c = COEFFICIENTS
-    for _ in range(5):
-        matrix = make(shape)
-        x = matrix.double() / matrix.double().norm()
-        for _ in range(STEPS):
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        mine = orthogonal(matrix, COEFFICIENTS, STEPS, EPS)
-        assert (mine - x).norm() <= 1e-3 * x.norm()
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_direction_is_torchs_up_to_its_rounding(shape):
+def test_the_direction_is_torchs_up_to_the_order_of_a_sum(shape):
+    """The order of the terms may move a product over the border between two bfloat16 numbers, and
+    Newton-Schulz carries that on: some thousandths of the whole, as bfloat16 itself is."""
     torch.manual_seed(0)
     for _ in range(5):
         matrix = gradient(shape)
-        mine = orthogonal(matrix, COEFFICIENTS, STEPS, EPS)
+        mine = orthogonal(matrix, COEFFICIENTS, STEPS, EPS).float()
         torchs = zeropower(matrix, COEFFICIENTS, STEPS, EPS).float()
         assert mine.shape == torchs.shape
-        assert (mine - torchs).norm() <= ROUNDING * torchs.norm()
+        assert (mine - torchs).norm() <= 4e-3 * torchs.norm()
 
 
 def test_steps_and_state_are_torchs():
@@ -65,7 +45,7 @@ def test_steps_and_state_are_torchs():
             optimizer.step()
     for mine, torchs in zip(*(parameters for _, parameters in pairs), strict=True):
         moved = (torchs - start[SHAPES.index(tuple(mine.shape))]).norm()
-        assert (mine - torchs).norm() <= ROUNDING * moved
+        assert (mine - torchs).norm() <= 4e-3 * moved
     mine, torchs = (optimizer.state_dict() for optimizer in optimizers)
     assert mine["param_groups"] == torchs["param_groups"]
     for index, state in torchs["state"].items():
