@@ -1,8 +1,8 @@
 """How is a run started so that the death of one component concerns that component alone?
 
 One agent for each component (see mach.launcher.agent) starts it and starts it again. This file
-starts the agents, reads the heartbeats, and carries out what
-mach.launcher.supervision concludes from them.
+starts the agents, reads the heartbeats, and carries out what mach.launcher.supervision concludes
+from them.
 """
 
 from __future__ import annotations
