@@ -22,7 +22,18 @@ from mach.report.jsonl import Follower
 from mach.topology import share_cores
 from netns import WIRE, Machine, two_machines, why_not
 from runs import SMALL, assert_same_tensors, checkpoint_steps, lines, result, scores
-from spawn import TORCHRUN, TRAIN, Command, Done, assert_none_left, kill, rank_of, run
+from spawn import (
+    DEADLINE_S,
+    TORCHRUN,
+    TRAIN,
+    Command,
+    Done,
+    assert_none_left,
+    kill,
+    rank_of,
+    run,
+    until,
+)
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -80,8 +91,13 @@ def started(
     assert_none_left(folder)
 
 
-def both(commands: tuple[Command, Command], code: int) -> tuple[Done, Done]:
-    """Wait for both to end with this code."""
+def both(commands: tuple[Command, Command], code: int, starts: int = 1) -> tuple[Done, Done]:
+    """Wait for both to end with this code; each start of theirs has its deadline."""
+    until(
+        lambda: all(command.process.poll() is not None for command in commands),
+        starts * DEADLINE_S,
+        lambda: "\n".join(str(command.so_far(-1)) for command in commands),
+    )
     a, b = (command.wait() for command in commands)
     assert (a.code, b.code) == (code, code), f"{a}\n{b}"
     return a, b
@@ -203,7 +219,7 @@ def test_torchrun_may_start_the_ranks_of_both_machines_again(machines, alone, tm
     fault = ["faults=kill", "faults.component=3", "faults.step=8"]
     again = ("--max-restarts=1",)
     with started(machines, tmp_path, *FOUR, "launch=slurm", *fault, options=again) as commands:
-        both(commands, 0)
+        both(commands, 0, starts=2)
     found = result(tmp_path / "run")
     assert found["restarts"] == 1
     assert found["first_step"] in (4, 8)
