@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mach.config import ServeConfig
 from mach.predictor import Predictor, open_predictor
 from mach.provenance import commit_of, environment, machine_of
 from mach.rank import available_cores
+from mach.serve.server import threads_of
 
 HERE = Path(__file__).parent
 RESULT = HERE / "result.json"
@@ -61,9 +63,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
     parser.add_argument("--users", type=int, default=4)
-    parser.add_argument(
-        "--threads", type=int, default=len(available_cores()), help="of the model, both ways"
-    )
+    usual = threads_of(ServeConfig(""), len(available_cores()))
+    parser.add_argument("--threads", type=int, default=usual, help="of the model, both ways")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="does it work?")
