@@ -321,6 +321,34 @@ def test_offline_wandb_has_one_run_per_component_in_one_group(tmp_path: Path) ->
     assert losses == {50: record(50)["loss"], 100: record(100)["loss"]}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there orphans can be adopted")
+def test_wandb_has_written_all_and_ended_before_the_component_does(tmp_path: Path) -> None:
+    # What outlives its parent becomes a child of this process, until it is waited for.
+    code = """
+import ctypes
+import os
+import subprocess
+import sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], check=True)
+try:
+    print("left:", os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("nothing is left")
+"""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    arguments = json.dumps([str(run_dir), 0, 0, [record(1)]])
+    command = [sys.executable, "-c", code, ONE_COMPONENT, arguments]
+    done = subprocess.run(
+        command, env=environment(tmp_path), capture_output=True, timeout=DEADLINE_S, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"nothing is left\n", b"")
+    (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    assert {"run", "history", "exit"} <= {r["type"] for r in inspect(file)}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the service is found through /proc")
 def test_a_server_that_never_answers_holds_up_neither_close_nor_exit(tmp_path: Path) -> None:
     # wandb 0.31.0 alone kept this process for 91 s, most of it in its exit hook.

@@ -103,6 +103,7 @@ def build(
             "artifacts": report.artifacts,
             "began_from": [] if began_from is None else [artifact_of(began_from, component)],
             "trainer": os.getpid(),
+            "alone": True,
         }
     if report.tensorboard:
         slow["tensorboard"] = {

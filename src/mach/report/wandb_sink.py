@@ -47,6 +47,7 @@ class WandbSink(BackgroundSink):
         began_from: artifacts of the checkpoints that this run goes on from, as `name:alias`.
         trainer: process whose load is measured; None is this one.
         job_type: component or export.
+        alone: this process is there for the sink only, and will end without exit hooks.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class WandbSink(BackgroundSink):
         timeout_s: float = CLOSE_TIMEOUT_S,
         trainer: int | None = None,
         job_type: str = "component",
+        alone: bool = False,
     ) -> None:
         self._member = member
+        self._alone = alone
         self._artifacts = artifacts
         self._began_from = began_from
         self._trainer = trainer
@@ -101,6 +104,12 @@ class WandbSink(BackgroundSink):
 
     def _finish(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+        if self._alone:
+            # wandb's file is whole when its service has ended. `finish` does not wait for that; the
+            # exit hook would.
+            import wandb
+
+            wandb.teardown()
 
     def _open(self) -> None:
         # wandb counts its own use and sends that at exit, offline too (0.31.0): a DNS lookup, or
