@@ -19,7 +19,7 @@ summary = importlib.import_module("summary")
 timeline = importlib.import_module("timeline")
 Line, Window, Sample = timeline.Line, timeline.Window, growth.Sample
 
-SETTINGS = settings.Settings(victims=(1,))
+SETTINGS = settings.Settings(victims=(1,), pace_ms=20.0)
 DUE = SETTINGS.fault_step
 
 
@@ -144,11 +144,19 @@ def test_a_machine_that_was_not_quiet_proves_nothing():
     assert "machine not quiet" in summary.markdown({"deaths": section(one, other)})
 
 
-def test_the_undisturbed_run_is_compared_from_the_step_at_which_the_other_fell():
-    calm = [steady(50.0, 70.0, every_s=0.04) for _ in range(4)]
-    same = timeline.same_stretch(calm, 1, step=100, length_s=3.0)
-    assert (same.begin_s, same.end_s) == pytest.approx((50.0 + 99 * 0.04, 53.0 + 99 * 0.04))
-    assert timeline.same_stretch(calm, 1, step=400, length_s=30.0).end_s == pytest.approx(69.96)
+def test_a_survivor_is_compared_with_all_of_its_undisturbed_run_of_the_same_round():
+    one, other = a_round(), a_round()
+    for component in other["undisturbed"]:
+        component["rate"] *= 1.05
+    kept = summary.kept(section(one, other), "undisturbed")
+    assert kept[1, 0] == [pytest.approx(share, abs=0.01) for share in (1.0, 1 / 1.05)]
+
+
+def test_the_victim_falls_where_it_would_have_saved():
+    for pace_ms in (20.0, 60.0):
+        due = replace(SETTINGS, pace_ms=pace_ms).fault_step
+        assert due % settings.SAVE_EVERY == 0
+        assert due * pace_ms / 1e3 >= SETTINGS.settle_s + SETTINGS.before_s
 
 
 def test_every_variant_leads_a_round_in_turn():

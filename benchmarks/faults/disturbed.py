@@ -1,8 +1,7 @@
 """How do three components fare while the fourth is dead, or slow?
 
 One round: an undisturbed run, and one for each component as the victim, in turn. A survivor is
-compared with itself before, and with the undisturbed run from where that run's own victim-to-be
-took the same step.
+compared with itself before, and with itself in the undisturbed run.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from timeline import (
     longest_pause_ms,
     rate,
     reached,
-    same_stretch,
     training_since,
 )
 
@@ -69,7 +67,7 @@ def _watch(run: Run, settings: Settings, kind: str, victim: int | None) -> None:
     due = settings.fault_step
     if victim is UNDISTURBED:
         run.until(lambda: all(reached(lines, due) is not None for lines in run.logs))
-        beyond_s = max(settings.away_s, settings.slow_s)
+        beyond_s = settings.slow_s
     elif kind == "kill":
         lines = run.logs[victim]
         run.until(lambda: bool(lines) and back(lines, LINKS[victim]) is not None)
@@ -93,7 +91,7 @@ def judge_round(
     whole = Window(since_s + settings.settle_s, min(lines[-1].time_s for lines in calm))
     return {
         "victims": [
-            {"victim": victim, **_judge(disturbed, calm, kind, victim, settings)}
+            {"victim": victim, **_judge(disturbed, kind, victim, settings)}
             for victim, disturbed in sorted((v, one) for v, one in logs.items() if v is not None)
         ],
         "undisturbed": [
@@ -103,7 +101,7 @@ def judge_round(
     }
 
 
-def _judge(logs: Logs, calm: Logs, kind: str, victim: int, settings: Settings) -> dict[str, Any]:
+def _judge(logs: Logs, kind: str, victim: int, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     lines = logs[victim]
     if kind == "kill":
@@ -122,9 +120,6 @@ def _judge(logs: Logs, calm: Logs, kind: str, victim: int, settings: Settings) -
         begin_s = reached(lines, settings.fault_step)
         assert begin_s is not None
         wrong = Window(begin_s, begin_s + settings.slow_s)
-    same = same_stretch(calm, victim, settings.fault_step, wrong.length_s)
     around = Stretches.around(wrong, settings.before_s, settings.after_s)
-    calm_around = Stretches.around(same, settings.before_s, settings.after_s)
     found["components"] = [around.measure(one) for one in logs]
-    found["undisturbed"] = [calm_around.measure(one) for one in calm]
     return found

@@ -33,8 +33,8 @@ from mach.provenance import environment
 
 SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
 DEFAULT = ("deaths", "slow", "latency", "start")
-ROUNDS = {"deaths": 3, "slow": 2, "latency": 1, "start": 10}
-"""Together about twenty minutes."""
+ROUNDS = {"deaths": 6, "slow": 4, "latency": 3, "start": 10}
+"""Together about fifty minutes."""
 RESULT = Path(__file__).parent / "result.json"
 _console = Console(stderr=True)
 
@@ -47,7 +47,8 @@ def main() -> None:
         print(markdown(json.loads((out or RESULT).read_text())))
         return
     settings = QUICK if options.quick else Settings()
-    settings = replace(settings, pace_ms=options.pace)
+    if options.pace is not None:
+        settings = replace(settings, pace_ms=options.pace)
     result: dict[str, Any] = {}
     if out is not None and out.exists():
         result = json.loads(out.read_text())  # sections may be measured one at a time
@@ -72,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="times that every variant takes its turn")
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
-    parser.add_argument("--pace", type=float, default=20.0, help="ms of a microbatch")
+    parser.add_argument("--pace", type=float, help="ms of a microbatch")
     parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
     parser.add_argument("--steps", type=int, default=3000, help="of the section accuracy")
     parser.add_argument("--seeds", type=int, default=3, help="of the section accuracy")

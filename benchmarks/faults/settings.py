@@ -9,6 +9,8 @@ from dataclasses import dataclass
 COMPONENTS = 4
 LINKS = (1, 2, 2, 1)
 """Of each component, to its neighbours."""
+SAVE_EVERY = 50
+"""Steps between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,10 @@ class Settings:
 
     victims: tuple[int, ...] = tuple(range(COMPONENTS))
     """Components that are killed or slowed down, each in a run of its own."""
-    pace_ms: float = 20.0
-    """Least time of a microbatch at every component: it sleeps for what its compute leaves."""
-    settle_s: float = 3.0
+    pace_ms: float = 60.0
+    """Least time of a microbatch at every component: it sleeps for what its compute leaves. So long
+    that four of them leave more than half of two cores idle."""
+    settle_s: float = 4.0
     """From the moment that all components train, not counted: a process that uses a gradient, or
     saves, for the first time, loads more of torch."""
     before_s: float = 4.0
@@ -27,31 +30,30 @@ class Settings:
     slow_s: float = 5.0
     factor: float = 4.0
     """How long, and how much, a component is slowed down."""
-    away_s: float = 4.0
-    """Longer than a component that died is away: the undisturbed run is watched for so long in its
-    place."""
     least_s: float = 2.0
     """What is counted of a death at least, from its last sign of life on: it may be away for a few
     steps only, and what its return costs belongs to it."""
     after_s: float = 4.0
     latencies_ms: tuple[float, ...] = (0.0, 5.0, 25.0, 100.0)
-    latency_s: float = 7.0
+    latency_s: float = 10.0
     """Counted at each of them."""
     accumulate: int = 4
     """M, where latencies are compared: 1F1B fills and drains its pipeline once in M."""
 
     @property
     def fault_step(self) -> int:
-        """With one microbatch a step, and none that takes longer than it must."""
-        return round((self.settle_s + self.before_s) * 1e3 / self.pace_ms)
+        """With one microbatch a step, and none that takes longer than it must; the next at which it
+        would save: as much as can be is lost."""
+        least = (self.settle_s + self.before_s) * 1e3 / self.pace_ms
+        return math.ceil(least / SAVE_EVERY) * SAVE_EVERY
 
 
 QUICK = Settings(
     victims=(1,),
+    pace_ms=20.0,
     settle_s=2.0,
     before_s=2.0,
     slow_s=2.0,
-    away_s=3.0,
     after_s=1.0,
     latencies_ms=(0.0, 25.0),
     latency_s=3.0,
@@ -73,7 +75,7 @@ def network(settings: Settings) -> dict[str, object]:
 
 
 QUIET = {"report.wandb": "off", "report.progress": "false"}
-LONGER_THAN_WATCHED = {"steps": 20_000, "checkpoint.every": 50}
+LONGER_THAN_WATCHED = {"steps": 20_000, "checkpoint.every": SAVE_EVERY}
 """The runs are stopped when enough was seen. The first save is over before anything counts."""
 
 

@@ -136,22 +136,23 @@ def kept(section: dict[str, Any], of: str) -> dict[tuple[int, int], list[float]]
     """Steps/s of a survivor while another is dead or slow, by victim and survivor.
 
     Args:
-        of: before (its own), or undisturbed (the same stretch of that run).
+        of: before (its own), or undisturbed (its own in all of that run of the same round).
     """
     found: dict[tuple[int, int], list[float]] = {}
     for victim, k, own, calm in _survivors(section):
-        other = own["before"] if of == "before" else calm["during"]
-        if other:  # the undisturbed run may not have been watched for so long
-            found.setdefault((victim, k), []).append(own["during"] / other)
+        other = own["before"] if of == "before" else calm["rate"]
+        found.setdefault((victim, k), []).append(own["during"] / other)
     return found
 
 
 def _survivors(section: dict[str, Any]) -> Iterator[tuple[int, int, Any, Any]]:
     """Victim, survivor, what was measured of it, and in the undisturbed run."""
-    for one in _victims(section):
-        for k, (own, calm) in enumerate(zip(one["components"], one["undisturbed"], strict=True)):
-            if k != one["victim"]:
-                yield one["victim"], k, own, calm
+    for one in section["rounds"]:
+        for run in one["victims"]:
+            pairs = zip(run["components"], one["undisturbed"], strict=True)
+            for k, (own, calm) in enumerate(pairs):
+                if k != run["victim"]:
+                    yield run["victim"], k, own, calm
 
 
 def _victims(section: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -195,9 +196,11 @@ def _disturbed(section: dict[str, Any], title: str, word: str) -> list[str]:
     head = [word, "component", "steps/s before", "during", "after", "during, of before"]
     head += ["during, of the undisturbed run", "longest pause, ms"]
     rows = [_calm_row(section, k) for k in range(len(section["rounds"][0]["undisturbed"]))]
+    ratios = {of: kept(section, of) for of in ("before", "undisturbed")}
     for victim, runs in _by_victim(section).items():
         for k in range(len(runs[0]["components"])):
-            rows.append(_row(runs, victim, k))
+            shares = [found.get((victim, k)) for found in ratios.values()]
+            rows.append(_row(runs, victim, k, shares))
     return [f"### {title}", text, *quiet, table(head, rows)]
 
 
@@ -218,17 +221,14 @@ def _calm_row(section: dict[str, Any], k: int) -> Row:
     return [*row, spread(pauses, 0)]
 
 
-def _row(runs: list[dict[str, Any]], victim: int, k: int) -> Row:
+def _row(
+    runs: list[dict[str, Any]], victim: int, k: int, shares: Sequence[list[float] | None]
+) -> Row:
     own = [one["components"][k] for one in runs]
     cells = [spread(known(one[key] for one in own), 1) for key in ("before", "during", "after")]
     row = [str(victim), f"**{k}**" if k == victim else str(k), *cells]
-    if k == victim:
-        return [*row, DASH, DASH, spread(known(one["pause_ms"] for one in own), 0)]
-    calm = [one["undisturbed"][k]["during"] for one in runs]
-    ratios = [a["during"] / a["before"] for a in own]
-    others = [a["during"] / b for a, b in zip(own, calm, strict=True) if b]
-    pauses = [one["pause_ms"] for one in own]
-    return [*row, spread(ratios, 3), spread(others, 3), spread(pauses, 0)]
+    row += [DASH if share is None else spread(share, 3) for share in shares]
+    return [*row, spread(known(one["pause_ms"] for one in own), 0)]
 
 
 def _by_victim(section: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:

@@ -144,13 +144,3 @@ class Stretches:
             "after": rate(lines, self.after),
             "pause_ms": longest_pause_ms(lines, self.during),
         }
-
-
-def same_stretch(logs: Sequence[Lines], component: int, step: int, length_s: float) -> Window:
-    """In an undisturbed run, from where a component took the step at which it fell in another.
-
-    As long as that component was away there, if the run was watched for so long.
-    """
-    begin_s = reached(logs[component], step)
-    assert begin_s is not None
-    return Window(begin_s, min(begin_s + length_s, *(lines[-1].time_s for lines in logs)))
