@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,42 @@ def test_a_checkpoint_without_its_manifest_never_was(a_copy):
     (a_copy / "checkpoints" / "step-60" / "component-2.json").unlink()
     found = checkpoint.latest_of(a_copy, 2)
     assert found is None or found.step < 60
+
+
+SAVES = """
+import sys
+from pathlib import Path
+import torch
+from clouds import make
+from mach import checkpoint
+run_dir = Path(sys.argv[1])
+for step in (1, 2):
+    files = checkpoint.save(run_dir, step, 0, {"weights": torch.full((2**25,), float(step))})
+    checkpoint.seal(run_dir, step, 0, files, make(2, schedule="free", delay=1), life=0)
+"""
+"""128 MiB each: long enough to be killed in the middle of it."""
+
+
+def test_a_component_killed_in_the_middle_of_a_save_has_the_one_before(tmp_path):
+    run_dir = tmp_path / "run"
+    writing = run_dir / "checkpoints" / "step-2"
+    path = os.pathsep.join(filter(None, sys.path))
+    with Command([sys.executable, "-c", SAVES, str(run_dir)], tmp_path, PYTHONPATH=path) as saving:
+        saving.until(lambda: any(writing.glob("component-0/*")))
+        saving.process.kill()
+        assert saving.wait().code == -signal.SIGKILL
+    assert not (writing / "component-0.json").exists(), "it was killed too late"
+    found = checkpoint.latest_of(run_dir, 0)
+    assert found is not None
+    assert found.step == 1
+    checkpoint.verify(found, 0)
+
+    files = checkpoint.save(run_dir, 2, 0, {"weights": torch.ones(3)})  # by its next life
+    checkpoint.seal(run_dir, 2, 0, files, make(2, schedule="free", delay=1), life=1)
+    found = checkpoint.latest_of(run_dir, 0)
+    assert found is not None
+    assert found.step == 2
+    assert {f"component-0/{file.name}" for file in writing.glob("component-0/*")} == set(files)
 
 
 def test_half_a_manifest_is_passed_over(a_copy):

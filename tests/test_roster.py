@@ -8,8 +8,11 @@ from threading import Event
 import pytest
 import torch.distributed as dist
 
+from mach.config import Config, LaunchConfig
 from mach.errors import ConfigError
+from mach.rank import Rank
 from mach.roster import Beat, Pulse, Roster, Silence
+from mach.session import free
 
 
 def a_store() -> dist.TCPStore:
@@ -58,6 +61,24 @@ def test_barren_lives_are_counted_until_one_takes_a_step(roster):
     roster.bore_fruit(0)
     assert roster.count_barren(0) == 0
     assert roster.count_barren(1) == 0
+
+
+def test_each_life_waits_twice_as_long_as_the_one_before_until_one_takes_a_step(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(free.time, "sleep", waited.append)
+    rank = Rank(0, 1, 0, 1, 0, "a run", a_store(), "localhost")
+    config = Config(components=1, schedule="free", launch=LaunchConfig(backoff_s=0.5))
+
+    def waits(lives: int) -> list[float]:
+        waited.clear()
+        for _ in range(lives):
+            free.enlist(rank, config)
+        return waited
+
+    assert waits(6) == [0.5, 1.0, 2.0, 4.0]  # not the first life, and not the first that follows
+    Roster(rank.store, components=1).bore_fruit(0)
+    assert waits(3) == [0.5]
+    assert max(waits(20)) == free._LONGEST_PAUSE_S
 
 
 def test_a_run_is_over_when_each_component_is_done_or_gone(roster):
