@@ -12,6 +12,7 @@ from mach.schedule import Move
 
 IDLE = Look(
     gradient=False,
+    after_gradient=False,
     overdue=False,
     activation=False,
     child_up=True,
@@ -22,14 +23,23 @@ IDLE = Look(
 
 def looks():
     """Everything a component can see, with a child silent for less and for more than 100 ms."""
-    for gradient, overdue, activation, child_up, student in product([False, True], repeat=5):
+    for gradient, after, overdue, activation, up, student in product([False, True], repeat=6):
         for silent_ms in (0.0, 99.9, 100.0, 1e6):
-            yield Look(gradient, overdue, activation, child_up, silent_ms, student)
+            yield Look(gradient, after, overdue, activation, up, silent_ms, student)
 
 
-def test_a_gradient_that_has_come_goes_before_everything():
+def test_a_gradient_that_has_come_goes_before_everything_but_an_activation_after_another():
     for look in looks():
-        assert (decide(look, 100) is Move.GRADIENT) == look.gradient
+        by_turns = look.after_gradient and look.activation and not look.overdue
+        assert (decide(look, 100) is Move.GRADIENT) == (look.gradient and not by_turns)
+
+
+def test_after_a_gradient_an_activation_is_next():
+    look = replace(IDLE, gradient=True, activation=True)
+    assert decide(look, 100) is Move.GRADIENT
+    assert decide(replace(look, after_gradient=True), 100) is Move.ACTIVATION
+    # Where too much waits for its gradient already, one more forward would not help.
+    assert decide(replace(look, after_gradient=True, overdue=True), 100) is Move.GRADIENT
 
 
 def test_an_overdue_microbatch_goes_before_new_work():

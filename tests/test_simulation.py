@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from itertools import pairwise
 
@@ -33,17 +34,27 @@ def simulate(components=3, steps=STEPS, pace_s=None, latency_s=0.0, **overrides)
     return Simulation(config, clouds(), pace_s=pace_s, latency_s=latency_s)
 
 
+class Uneven(list[float]):
+    """Paces, of which each that is asked for is a little longer than the least."""
+
+    def __init__(self, paces: list[float]) -> None:
+        super().__init__(paces)
+        self._random = random.Random(0)
+
+    def __getitem__(self, k):
+        return super().__getitem__(k) * (1 + self._random.expovariate(10.0))
+
+
 def life(simulation: Simulation, k: int):
     found = simulation.lives[k]
     assert found is not None
     return found
 
 
-def steps_between(simulation: Simulation, k: int, start_s: float, end_s: float) -> float:
-    """Microbatches a component began in a stretch of virtual time."""
-    begun = (Move.ACTIVATION, Move.IMAGINE)
-    moves = [m for moment, m in life(simulation, k).actions if start_s <= moment < end_s]
-    return sum(m in begun for m in moves)
+def steps_per_s(simulation: Simulation, k: int, start_s: float, end_s: float) -> float:
+    """Of a component, between its first and its last step in a stretch of virtual time."""
+    taken = [moment for moment in life(simulation, k).stepped_s if start_s <= moment < end_s]
+    return (len(taken) - 1) / (taken[-1] - taken[0])
 
 
 def finish(simulation: Simulation) -> Simulation:
@@ -107,10 +118,8 @@ def test_a_slow_component_slows_nobody():
 
 
 def moment_of_last_step(simulation: Simulation, k: int) -> float:
-    """Virtual second of a component's last training move."""
-    moves = life(simulation, k).actions
-    begun = [moment for moment, move in moves if move in (Move.ACTIVATION, Move.IMAGINE)]
-    return begun[MICROBATCHES - 1]
+    """Virtual second of a component's last step."""
+    return life(simulation, k).stepped_s[-1]
 
 
 def test_latency_slows_nobody():
@@ -131,11 +140,11 @@ def test_a_message_is_not_seen_before_it_arrives():
 @pytest.mark.parametrize("dead", [0, 1, 2])
 def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dead):
     simulation = simulate(steps=200)
-    simulation.at(50, lambda: simulation.kill(dead))
-    simulation.at(120, lambda: simulation.revive(dead))
-    simulation.run(until_s=119)
+    simulation.at(80, lambda: simulation.kill(dead))
+    simulation.at(150, lambda: simulation.revive(dead))
+    simulation.run(until_s=149)
     for k in {0, 1, 2} - {dead}:
-        before, during = (steps_between(simulation, k, *span) for span in ((20, 49), (60, 89)))
+        before, during = (steps_per_s(simulation, k, *span) for span in ((20, 80), (80, 150)))
         assert during >= 0.95 * before, k
     parent, child = dead + 1, dead - 1
     if parent < 3:
@@ -146,23 +155,36 @@ def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dea
     returned = life(simulation, dead)
     assert returned.worker.life == 1
     assert returned.first_step > 0, "it began anew although it had saved"
-    later = Counter(move for moment, move in returned.actions if moment > 125)
+    later = Counter(move for moment, move in returned.actions if moment > 155)
     if dead > 0:
         assert later[Move.ACTIVATION] > 50
     if dead < 2:
         assert later[Move.GRADIENT] > 50
 
 
-@pytest.mark.parametrize("dead", [1, 2, 3])
-@pytest.mark.parametrize("away_s", [1, 5])
+@pytest.mark.parametrize(("dead", "away_s"), [(1, 1), (2, 5), (2, 10)])
 def test_a_child_takes_steps_throughout_while_its_parents_pipeline_fills_again(dead, away_s):
     simulation = simulate(components=4, steps=100, accumulate=1)
     simulation.at(40, lambda: simulation.kill(dead))
     simulation.at(40 + away_s, lambda: simulation.revive(dead))
     simulation.run(until_s=80 + away_s)
     taken = [moment for moment in life(simulation, dead - 1).stepped_s if moment > 40]
-    # Undisturbed it takes up to 2.3 s from one to the next; filled at once, up to 3.3.
-    assert max(b - a for a, b in pairwise(taken)) < 2.1, taken
+    # Undisturbed it takes 1 s from one to the next; filled at once, 3.0, 3.3 and 3.3.
+    assert max(b - a for a, b in pairwise(taken)) < 2.9, taken
+
+
+def test_components_that_differ_a_little_step_evenly_and_hardly_miss_each_other():
+    """Whoever takes all gradients first sends them in bunches: between two steps there are 0.7 s
+    here, 2.4 there, and a quarter of some component's microbatches are imagined or alone."""
+    simulation = simulate(components=4, steps=100, accumulate=1)
+    simulation.pace_s = Uneven([1.0] * 4)
+    simulation.run(until_s=100)
+    for k in range(4):
+        taken = [moment for moment in life(simulation, k).stepped_s if moment > 30]
+        gaps = sorted(b - a for a, b in pairwise(taken))
+        assert gaps[int(0.95 * len(gaps))] < 1.6, gaps
+        counts = life(simulation, k).worker.counts
+        assert counts["imagined"] + counts["alone"] < 8, counts
 
 
 def test_what_the_parent_of_a_dead_component_makes_is_of_its_own_choosing():

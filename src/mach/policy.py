@@ -4,7 +4,7 @@
 has arrived and decides. The decision is a pure function of that look, so the policy is tested
 without processes and runs on any clock.
 
-    a gradient has come            -> use it                                       GRADIENT
+    a gradient has come            -> use it, in turn with activations             GRADIENT
     one is overdue, or never comes -> train that microbatch on the local loss      ALONE
     an activation has come         -> forward it (the input's data always has)     ACTIVATION
     the child is late or down      -> make the input with the student, go on       IMAGINE
@@ -12,6 +12,10 @@ without processes and runs on any clock.
 
 Every microbatch that was begun is back-propagated exactly once: with its parent's gradient, or
 alone where that is too old, lost, or was never asked for because the parent's queue was full.
+
+One forward, one backward, as in 1F1B, where both can be done: whoever takes all the gradients there
+are first sends its child as many at once, which then does the same; such bunches fill a queue and
+leave the next one empty, so that activations are dropped and others imagined for no reason.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ class Look:
 
     gradient: bool
     """A gradient has come."""
+    after_gradient: bool
+    """The move before this one took a gradient."""
     overdue: bool
     """The oldest microbatch in flight has waited long enough for its gradient."""
     activation: bool
@@ -40,7 +46,8 @@ class Look:
 
 def decide(look: Look, patience_ms: float) -> Move:
     """The next move (see the table above)."""
-    if look.gradient:
+    forward_is_next = look.after_gradient and look.activation and not look.overdue
+    if look.gradient and not forward_is_next:
         return Move.GRADIENT
     if look.overdue:
         return Move.ALONE

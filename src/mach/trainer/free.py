@@ -92,6 +92,7 @@ class FreeWorker(Worker):
         self._orphaned = 0
         """For what was begun up to here the parent is gone; its successor has none of it."""
         self._chosen = 0
+        self._after_gradient = False
         self._heard_s = clock.now()
 
     def counters(self) -> dict[str, int]:
@@ -109,7 +110,9 @@ class FreeWorker(Worker):
     def decide(self) -> Move:
         """The next move, from what has arrived by now."""
         self._miss_parent()
-        return policy.decide(self._look(), self._patience_ms)
+        move = policy.decide(self._look(), self._patience_ms)
+        self._after_gradient = move is Move.GRADIENT
+        return move
 
     def _look(self) -> Look:
         channels, child = self.channels, self.channels.from_child
@@ -117,6 +120,7 @@ class FreeWorker(Worker):
         data = not self.serving or self._room_above()
         return Look(
             gradient=channels.from_parent is not None and _has_frame(channels.from_parent),
+            after_gradient=self._after_gradient,
             overdue=self._overdue(),
             activation=data if child is None else _has_frame(child),
             child_up=child is not None and child.alive,
