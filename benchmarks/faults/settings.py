@@ -69,7 +69,7 @@ def network(settings: Settings) -> dict[str, object]:
         "launch.threads": 1,
         "launch.pin": "false",
         "faults.pace_ms": settings.pace_ms,
-        "patience_ms": settings.pace_ms,
+        "patience_ms": settings.pace_ms / 2,
         **QUIET,
     }
 
