@@ -162,20 +162,21 @@ def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dea
         assert later[Move.GRADIENT] > 50
 
 
-@pytest.mark.parametrize(("dead", "away_s"), [(1, 1), (2, 5), (2, 10)])
+@pytest.mark.parametrize("dead", [1, 2, 3])
+@pytest.mark.parametrize("away_s", [1, 5])
 def test_a_child_takes_steps_throughout_while_its_parents_pipeline_fills_again(dead, away_s):
     simulation = simulate(components=4, steps=100, accumulate=1)
     simulation.at(40, lambda: simulation.kill(dead))
     simulation.at(40 + away_s, lambda: simulation.revive(dead))
     simulation.run(until_s=80 + away_s)
     taken = [moment for moment in life(simulation, dead - 1).stepped_s if moment > 40]
-    # Undisturbed it takes 1 s from one to the next; filled at once, 3.0, 3.3 and 3.3.
-    assert max(b - a for a, b in pairwise(taken)) < 2.9, taken
+    # Undisturbed it takes 1 s from one to the next; filled at once, up to 3.3.
+    assert max(b - a for a, b in pairwise(taken)) < 1.9, taken
 
 
 def test_components_that_differ_a_little_step_evenly_and_hardly_miss_each_other():
     """Whoever takes all gradients first sends them in bunches: between two steps there are 0.7 s
-    here, 2.4 there, and a quarter of some component's microbatches are imagined or alone."""
+    here, 2 s there, and a third of some component's microbatches are imagined or alone."""
     simulation = simulate(components=4, steps=100, accumulate=1)
     simulation.pace_s = Uneven([1.0] * 4)
     simulation.run(until_s=100)
@@ -184,7 +185,7 @@ def test_components_that_differ_a_little_step_evenly_and_hardly_miss_each_other(
         gaps = sorted(b - a for a, b in pairwise(taken))
         assert gaps[int(0.95 * len(gaps))] < 1.6, gaps
         counts = life(simulation, k).worker.counts
-        assert counts["imagined"] + counts["alone"] < 8, counts
+        assert counts["imagined"] + counts["alone"] < 12, counts
 
 
 def test_what_the_parent_of_a_dead_component_makes_is_of_its_own_choosing():

@@ -11,7 +11,8 @@ without processes and runs on any clock.
     otherwise                      -> wait, for the child's patience at most       WAIT
 
 Every microbatch that was begun is back-propagated exactly once: with its parent's gradient, or
-alone where that is too old, lost, or was never asked for because the parent's queue was full.
+alone where that is too old, lost, or was never asked for: the parent's queue was full, or two were
+begun in a row and none was finished.
 
 One forward, one backward, as in 1F1B, where both can be done: whoever takes all the gradients there
 are first sends its child as many at once, which then does the same; such bunches fill a queue and
@@ -23,6 +24,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mach.schedule import Move
+
+MOST_FORWARDS_IN_A_ROW = 2
+"""Begun one after the other to wait for gradients; the next is trained alone, so that a component
+takes steps while its pipeline fills: with the first parent, or a new one after a death."""
 
 
 @dataclass(frozen=True)

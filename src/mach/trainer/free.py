@@ -81,7 +81,7 @@ class FreeWorker(Worker):
             "dropped_up": 0,  # activations not sent: the parent's queue was full
             "dropped_down": 0,  # gradients not sent: the child's queue was full
             "late_activations": 0,  # came, and were too old
-            "late_gradients": 0,
+            "late_gradients": 0,  # came, and were too old, or their microbatch trained alone
         }
         self._clock = clock
         self._patience_ms = config.patience_ms
@@ -89,6 +89,8 @@ class FreeWorker(Worker):
         self._most_gradient_age = policy.most_gradient_age(config.components, index, config.delay)
         self._begun = 0
         self._in_flight: dict[Sample, int] = {}  # and when, on our own count, each was begun
+        self._in_a_row = 0
+        """Forwards since the last backward."""
         self._orphaned = 0
         """For what was begun up to here the parent is gone; its successor has none of it."""
         self._chosen = 0
@@ -245,26 +247,22 @@ class FreeWorker(Worker):
         sent = parent.offer(header, h)
         if sent and gradient_comes:
             self._in_flight[sample] = self._begun
+            self._in_a_row += 1
             return
         if not sent and parent.alive:
             self.counts["dropped_up"] += 1
         self._finish(sample, None, alone=self.channels.from_parent is not None)
 
     def _gradient_comes(self) -> bool:
-        """Whether a microbatch that is begun now is to wait for the parent's gradient.
-
-        While the pipeline fills again above a parent that was away, only every other one: filled at
-        once, it would take forwards alone, and no step, for as long as a gradient may take.
-        """
+        """Whether a microbatch that is begun now is to wait for the parent's gradient."""
         if self.channels.from_parent is None or not self._room_above():
             return False
-        was_away = self._orphaned > 0
-        filling = was_away and self._begun - self._orphaned < self._most_gradient_age
-        return not filling or self._begun % 2 == 0
+        return self._in_a_row < policy.MOST_FORWARDS_IN_A_ROW
 
     def _finish(self, sample: Sample, gradient: Tensor | None, alone: bool = False) -> None:
         """Back-propagate a microbatch, and send the child its gradient if it is the child's."""
         self._in_flight.pop(sample, None)
+        self._in_a_row = 0
         self.backwards += 1
         self.counts["alone"] += alone
         child_gradient = self.component.backward(sample, gradient, alone=alone)
