@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
     parser.add_argument("--pace", type=float, help="ms of a microbatch")
-    parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
+    parser.add_argument("--mnist", type=_absolute, help="file with x_train, y_train, x_test, y_test")
     parser.add_argument("--steps", type=int, default=3000, help="of the section accuracy")
     parser.add_argument("--seeds", type=int, default=3, help="of the section accuracy")
     parser.add_argument("--soak", action="store_true", help="the section soak alone")
@@ -84,6 +84,11 @@ def _options() -> argparse.Namespace:
     if "accuracy" in options.sections and options.mnist is None:
         parser.error("the section accuracy needs --mnist FILE.npz")
     return options
+
+
+def _absolute(path: str) -> str:
+    """A run has a working directory of its own."""
+    return str(Path(path).resolve())
 
 
 # --- sections -----------------------------------------------------------------------------------
