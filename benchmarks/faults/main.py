@@ -74,7 +74,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
     parser.add_argument("--pace", type=float, help="ms of a microbatch")
-    parser.add_argument("--mnist", type=_absolute, help="file with x_train, y_train, x_test, y_test")
+    parser.add_argument(
+        "--mnist", type=_absolute, help="file with x_train, y_train, x_test, y_test"
+    )
     parser.add_argument("--steps", type=int, default=3000, help="of the section accuracy")
     parser.add_argument("--seeds", type=int, default=3, help="of the section accuracy")
     parser.add_argument("--soak", action="store_true", help="the section soak alone")
