@@ -26,12 +26,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from settings import QUICK, Settings
 from soak import judged, soak
-from summary import markdown
+from summary import SECTIONS, markdown
 
 import accuracy
 from mach.provenance import environment
 
-SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
 DEFAULT = ("deaths", "slow", "latency", "start")
 ROUNDS = {"deaths": 6, "slow": 4, "latency": 3, "start": 10}
 """Together about fifty minutes."""

@@ -354,10 +354,7 @@ def _start(section: dict[str, Any]) -> list[str]:
 
 def _soak(section: dict[str, Any]) -> list[str]:
     rows = []
-    for kind, words in (
-        ("lasting", "second fifth .. last"),
-        ("lives", "14 to 20 s old, 1st half .. 2nd"),
-    ):
+    for kind, words in _COMPARED:
         for role, changes in section[kind].items():
             cells = [_from_to(changes[key], digits) for key, digits in _DIGITS]
             within = section["within"].get(role, {}).get("private_mib") or []
