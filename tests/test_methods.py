@@ -148,11 +148,12 @@ def test_ampnet_has_as_many_microbatches_in_flight_as_it_says(dataset):
 
 
 def predicted_gradients(config: Config, dataset: Dataset) -> dict:
-    """DNI of two components: component 0 learns at once from a guess p(h, y) / s; what comes 2 d
-    microbatches late teaches p. With students that make every input, from those."""
+    """DNI of two components: component 0 learns at once from a guess p(h, y) / s, or p(h) / s; what
+    comes 2 d microbatches late teaches p. With students that make every input, from those."""
     oracle = Oracle(config, dataset)
     low, high = (t.worker.component for t in oracle.trainers)
     network, m = low.predictor.network, config.accumulate
+    guess = network if config.predictor.labels else lambda h, y: network(h)
     scale = config.microbatch_size * m
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
     arriving, lag_, taught = [], 2 * config.delay, 0
@@ -161,7 +162,7 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
         nonlocal taught
         h, y, gradient = arriving.pop(0)
         target = gradient * scale
-        error = nn.functional.mse_loss(network(h, y), target)
+        error = nn.functional.mse_loss(guess(h, y), target)
         (error / target.var(correction=0).clamp_min(1e-8) / m).backward()
         taught += 1
         if taught % m == 0:
@@ -170,7 +171,7 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
     for b in range(config.microbatches):
         x, y = batches.train(b)
         h = low.body(x)
-        h.backward(network(h.detach(), y).detach() / scale)
+        h.backward(guess(h.detach(), y).detach() / scale)
         if config.student.mix:
             leaf = high.student.network(x).detach().requires_grad_()
             high.distil(x, h.detach(), y)
@@ -191,9 +192,10 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
 
 
 @pytest.mark.parametrize("method", ["dni", "synthetic_inputs"])
+@pytest.mark.parametrize("labels", ["true", "false"])
 @pytest.mark.parametrize("delay", [0, 2])
-def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, delay):
-    config = config_of(method, "components=2", f"delay={delay}")
+def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, labels, delay):
+    config = config_of(method, "components=2", f"delay={delay}", f"predictor.labels={labels}")
     oracle = train(config, dataset)
     network = oracle.trainers[0].worker.component.predictor.network
     trained = {f"predictor.{name}": value for name, value in network.state_dict().items()}
