@@ -15,6 +15,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 disturbed = importlib.import_module("disturbed")
 growth = importlib.import_module("growth")
 settings = importlib.import_module("settings")
+aims = importlib.import_module("aims")
+ratios = importlib.import_module("ratios")
 summary = importlib.import_module("summary")
 timeline = importlib.import_module("timeline")
 Line, Window, Sample = timeline.Line, timeline.Window, growth.Sample
@@ -116,7 +118,7 @@ def test_a_log_line_is_read_whatever_the_schedule():
 def test_survivors_that_notice_nothing_keep_all_of_their_steps():
     found = section(a_round())
     for of in ("before", "undisturbed"):
-        kept = summary.kept(found, of)
+        kept = ratios.kept(found, of)
         assert set(kept) == {(1, 0), (1, 2), (1, 3)}
         assert all(ratio == pytest.approx(1.0, abs=0.01) for (ratio,) in kept.values())
     assert found["rounds"][0]["victims"][0]["return"] == {
@@ -129,8 +131,8 @@ def test_survivors_that_notice_nothing_keep_all_of_their_steps():
 
 def test_a_survivor_that_pauses_is_found_out():
     found = section(a_round(pause_s=1.0))
-    assert summary.kept(found, "before")[1, 2] == [pytest.approx(2.1 / 3.1, abs=0.02)]
-    rows = {row[0]: row[3] for row in summary.aims("deaths", found)}
+    assert ratios.kept(found, "before")[1, 2] == [pytest.approx(2.1 / 3.1, abs=0.02)]
+    rows = {row[0]: row[3] for row in aims.aims("deaths", found)}
     pause, age = (next(v for k, v in rows.items() if w in k) for w in ("pause", "process"))
     assert (pause, age) == ("**no**", "yes")
 
@@ -139,8 +141,8 @@ def test_a_machine_that_was_not_quiet_proves_nothing():
     one, other = a_round(), a_round()
     for component in other["undisturbed"]:
         component["rate"] *= 1.2
-    assert summary.is_quiet(section(one, one))
-    assert not summary.is_quiet(section(one, other))
+    assert ratios.is_quiet(section(one, one))
+    assert not ratios.is_quiet(section(one, other))
     assert "machine not quiet" in summary.markdown({"deaths": section(one, other)})
 
 
@@ -148,7 +150,7 @@ def test_a_survivor_is_compared_with_all_of_its_undisturbed_run_of_the_same_roun
     one, other = a_round(), a_round()
     for component in other["undisturbed"]:
         component["rate"] *= 1.05
-    kept = summary.kept(section(one, other), "undisturbed")
+    kept = ratios.kept(section(one, other), "undisturbed")
     assert kept[1, 0] == [pytest.approx(share, abs=0.01) for share in (1.0, 1 / 1.05)]
 
 
@@ -186,7 +188,7 @@ def test_latency_is_judged_by_the_slowest_component_of_each_round():
 
     fast, slow = {"0": at(40, 50), "25": at(38, 50)}, {"0": at(20, 25), "25": at(10, 25)}
     found = section({"free": fast, "delayed": fast, "sync": slow, "1F1B": slow})
-    assert summary.of_no_latency(found, "free") == {"25": [0.95]}
+    assert ratios.of_no_latency(found, "free") == {"25": [0.95]}
     text = summary.markdown({"latency": found})
     assert "| sync | 1 | 0.500 |" in text
     assert "**no**" not in text
@@ -204,7 +206,7 @@ def test_the_seed_that_loses_most_decides():
         }
 
     found = section(steps=3000, seeds=[pair(0.97, 0.972), pair(0.97, 0.961)])
-    worst, mean = summary.aims("accuracy", found)
+    worst, mean = aims.aims("accuracy", found)
     assert (worst[1], worst[3]) == ("0.90", "**no**")
     assert (mean[1], mean[3]) == ("0.35", "yes")
 
@@ -215,9 +217,9 @@ def test_a_supervised_start_is_compared_within_its_pair():
 
     # The machine was slow in the third pair: that says nothing of either.
     found = section(pair(5.0, 5.5), pair(5.2, 6.0), pair(9.0, 11.5))
-    (later,) = summary.aims("start", found)
+    (later,) = aims.aims("start", found)
     assert (later[1], later[3]) == ("0.8", "yes")
-    (late,) = summary.aims("start", section(pair(5.0, 7.1)))
+    (late,) = aims.aims("start", section(pair(5.0, 7.1)))
     assert late[3] == "**no**"
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from statistics import mean, median
+from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any
 
+from aims import aims
 from cells import DASH, Row, known, spread, table
-from growth import LONG_S, is_falling
+from growth import LONG_S
+from ratios import (
+    is_quiet,
+    kept,
+    later_s,
+    of_no_latency,
+    points_lost,
+    slowest,
+    undisturbed,
+    victims,
+)
 
 from mach.provenance import commit_of, machine_of
 
 SECTIONS = ("deaths", "slow", "latency", "start", "accuracy", "soak")
-_LEAST, _PAUSE_MS, _BACK_S, _LATER_S, _POINTS = 0.95, 200.0, 5.0, 2.0, 0.5
-"""Steps/s kept; longest pause beside a microbatch; time to come back; later than a gang's start;
-accuracy."""
-_MOST_MIB, _MOST_COUNT = 5.0, 2.0
-"""What a process may differ by, late from early, and still not have grown: with a death every 20 s
-even a little that is lost at each would be more."""
-_QUIET = 1.1
-"""Most that the undisturbed runs of a quiet machine differ by, from one round to another."""
 _COMPUTE = (
     "A microbatch takes {pace:g} ms or more at every component: a third of it in the forward, two "
     "thirds in the backward, by sleeping. There is next to no compute."
@@ -36,132 +39,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, _environment(result, sections)])
 
 
-# --- aims -----------------------------------------------------------------------------------------
-
-
-def aims(name: str, section: dict[str, Any]) -> list[Row]:
-    """What a section says of its aims: what, measured, aim, met."""
-    return list(_AIMS[name](section))
-
-
-def _aim(
-    what: str, value: float, digits: int, sign: str, bound: float, trusted: bool = True
-) -> Row:
-    holds = value >= bound if sign == "≥" else value <= bound
-    met = ("yes" if holds else "**no**") if trusted else "machine not quiet"
-    return [what, f"{value:.{digits}f}", f"{sign} {bound:g}", met]
-
-
-def _yes(what: str, value: str, aim: str, holds: bool) -> Row:
-    return [what, value, aim, "yes" if holds else "**no**"]
-
-
-def _deaths_aims(section: dict[str, Any]) -> Iterator[Row]:
-    yield from _kept(section, "one killed")
-    pauses = [one["pause_ms"] for _, _, one, _ in _survivors(section)]
-    bound = _PAUSE_MS + section["settings"]["pace_ms"]
-    trusted = is_quiet(section)
-    what = "one killed: longest pause of any other, ms (200 and a microbatch)"
-    yield _aim(what, max(pauses), 0, "≤", bound, trusted)
-    ages = [one["return"]["age_s"] for one in _victims(section)]
-    what = "one killed: s from the start of its new process until it trains, connected; longest"
-    yield _aim(what, max(ages), 1, "≤", _BACK_S, trusted)
-
-
-def _slow_aims(section: dict[str, Any]) -> Iterator[Row]:
-    factor = section["settings"]["factor"]
-    yield from _kept(section, f"one {factor:g} times slower")
-
-
-def _kept(section: dict[str, Any], what: str) -> Iterator[Row]:
-    trusted = is_quiet(section)
-    for kind, words in (("before", "before"), ("undisturbed", "in the undisturbed run")):
-        worst = min(median(ratios) for ratios in kept(section, kind).values())
-        text = f"{what}: steps/s of the others, of their own {words}; worst of all pairs"
-        yield _aim(text, worst, 3, "≥", _LEAST, trusted)
-
-
-def _latency_aims(section: dict[str, Any]) -> Iterator[Row]:
-    for variant in ("free", "delayed"):
-        ratios = of_no_latency(section, variant)
-        worst = min(ratios, key=lambda latency: median(ratios[latency]))
-        what = f"latency, {variant}: steps/s, of those at 0 ms; worst ({worst} ms)"
-        yield _aim(what, median(ratios[worst]), 3, "≥", _LEAST)
-
-
-def _start_aims(section: dict[str, Any]) -> Iterator[Row]:
-    what = "supervised start, s later than a gang's; median of the pairs"
-    yield _aim(what, median(_later_s(section)), 1, "≤", _LATER_S)
-
-
-def _accuracy_aims(section: dict[str, Any]) -> Iterator[Row]:
-    lost = [_points_lost(pair) for pair in section["seeds"]]
-    what = f"one killed: top-exit accuracy lost on MNIST, points; worst of {len(lost)} seeds"
-    yield _aim(what, max(lost), 2, "≤", _POINTS)
-    yield _aim("the same, mean of the seeds", mean(lost), 2, "≤", _POINTS)
-
-
-def _soak_aims(section: dict[str, Any]) -> Iterator[Row]:
-    for key, words, most in (
-        ("private_mib", "MiB of memory", _MOST_MIB),
-        ("fds", "file descriptors", _MOST_COUNT),
-        ("threads", "threads", _MOST_COUNT),
-    ):
-        grown = list(_grown(section, key))
-        if grown:
-            yield _aim(f"soak: growth of any process, {words}", max(grown), 1, "≤", most)
-    kills, deaths, returns = (section[key] for key in ("kills", "deaths", "returns"))
-    lost = len(section["lost"])
-    holds = lost == 0 and kills == deaths == returns and section["left_behind"] == 0
-    text = f"{lost} of {deaths} deaths"
-    yield _yes("soak: components lost", text, "0", holds)
-    falling = sum(is_falling(losses) for losses in section["losses"])
-    all_of_them = len(section["losses"])
-    text = f"{falling} of {all_of_them}"
-    yield _yes("soak: components whose loss fell to the end", text, "all", falling == all_of_them)
-
-
 # --- deaths and slow ------------------------------------------------------------------------------
-
-
-def is_quiet(section: dict[str, Any]) -> bool:
-    """Whether the undisturbed runs of all rounds were about as fast as each other."""
-    for rates in zip(*(_undisturbed(one, "rate") for one in section["rounds"]), strict=True):
-        if max(rates) > _QUIET * min(rates):
-            return False
-    return True
-
-
-def kept(section: dict[str, Any], of: str) -> dict[tuple[int, int], list[float]]:
-    """Steps/s of a survivor while another is dead or slow, by victim and survivor.
-
-    Args:
-        of: before (its own), or undisturbed (its own in all of that run of the same round).
-    """
-    found: dict[tuple[int, int], list[float]] = {}
-    for victim, k, own, calm in _survivors(section):
-        other = own["before"] if of == "before" else calm["rate"]
-        found.setdefault((victim, k), []).append(own["during"] / other)
-    return found
-
-
-def _survivors(section: dict[str, Any]) -> Iterator[tuple[int, int, Any, Any]]:
-    """Victim, survivor, what was measured of it, and in the undisturbed run."""
-    for one in section["rounds"]:
-        for run in one["victims"]:
-            pairs = zip(run["components"], one["undisturbed"], strict=True)
-            for k, (own, calm) in enumerate(pairs):
-                if k != run["victim"]:
-                    yield run["victim"], k, own, calm
-
-
-def _victims(section: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for one in section["rounds"]:
-        yield from one["victims"]
-
-
-def _undisturbed(one: dict[str, Any], key: str) -> list[float]:
-    return [component[key] for component in one["undisturbed"]]
 
 
 def _deaths(section: dict[str, Any]) -> list[str]:
@@ -215,8 +93,8 @@ _NOT_QUIET = (
 
 
 def _calm_row(section: dict[str, Any], k: int) -> Row:
-    rates = [_undisturbed(one, "rate")[k] for one in section["rounds"]]
-    pauses = [_undisturbed(one, "pause_ms")[k] for one in section["rounds"]]
+    rates = [undisturbed(one, "rate")[k] for one in section["rounds"]]
+    pauses = [undisturbed(one, "pause_ms")[k] for one in section["rounds"]]
     row = ["nobody", str(k), spread(rates, 1), DASH, DASH, DASH, DASH]
     return [*row, spread(pauses, 0)]
 
@@ -233,27 +111,12 @@ def _row(
 
 def _by_victim(section: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
-    for one in _victims(section):
+    for one in victims(section):
         found.setdefault(one["victim"], []).append(one)
     return dict(sorted(found.items()))
 
 
 # --- latency --------------------------------------------------------------------------------------
-
-
-def of_no_latency(section: dict[str, Any], variant: str) -> dict[str, list[float]]:
-    """Of each latency but none: speed over that without latency in the same round."""
-    found: dict[str, list[float]] = {}
-    for one in section["rounds"]:
-        for latency in one[variant]:
-            if latency != "0":
-                ratio = _slowest(one[variant][latency]) / _slowest(one[variant]["0"])
-                found.setdefault(latency, []).append(ratio)
-    return found
-
-
-def _slowest(measured: dict[str, Any]) -> float:
-    return min(float(one["microbatches_per_s"]) for one in measured["components"])
 
 
 def _latency(section: dict[str, Any]) -> list[str]:
@@ -262,10 +125,10 @@ def _latency(section: dict[str, Any]) -> list[str]:
     speeds, ratios, shares = [], [], []
     for variant in rounds[0]:
         by_latency = of_no_latency(section, variant)
-        cells = [spread([_slowest(r[variant][x]) for r in rounds], 1) for x in latencies]
+        cells = [spread([slowest(r[variant][x]) for r in rounds], 1) for x in latencies]
         speeds.append([variant, *cells])
-        kept = [spread(by_latency[x], 3) if x in by_latency else "1" for x in latencies]
-        ratios.append([variant, *kept])
+        parts = [spread(by_latency[x], 3) if x in by_latency else "1" for x in latencies]
+        ratios.append([variant, *parts])
     for what in ("imagined", "alone"):
         cells = [spread([_mean_share(r["free"][x], what) for r in rounds], 2) for x in latencies]
         shares.append([f"free: part {what}", *cells])
@@ -297,10 +160,6 @@ def _mean_share(measured: dict[str, Any], what: str) -> float:
 # --- accuracy and soak ----------------------------------------------------------------------------
 
 
-def _points_lost(pair: dict[str, Any]) -> float:
-    return float(pair["undisturbed"]["accuracy"] - pair["killed"]["accuracy"]) * 100
-
-
 def _accuracy(section: dict[str, Any]) -> list[str]:
     rows = []
     for seed, pair in enumerate(section["seeds"]):
@@ -311,7 +170,7 @@ def _accuracy(section: dict[str, Any]) -> list[str]:
                 f"{calm['accuracy'] * 100:.2f}",
                 f"component {killed['victim']}",
                 f"{killed['accuracy'] * 100:.2f}",
-                f"{_points_lost(pair):+.2f}",
+                f"{points_lost(pair):+.2f}",
                 f"{calm['wall_s']:.0f} / {killed['wall_s']:.0f}",
             ]
         )
@@ -321,21 +180,6 @@ def _accuracy(section: dict[str, Any]) -> list[str]:
         "death at the middle of the run."
     )
     return ["### Accuracy after a death", text, table([*head, "s without / with"], rows)]
-
-
-def _grown(section: dict[str, Any], key: str) -> Iterator[float]:
-    """Of every process that is compared with itself or with another life of it."""
-    for kind in ("lasting", "lives"):
-        for changes in section[kind].values():
-            if changes[key] is not None:
-                yield changes[key][1] - changes[key][0]
-    for growths in section["within"].values():
-        yield from growths[key]
-
-
-def _later_s(section: dict[str, Any]) -> list[float]:
-    pairs = section["rounds"]
-    return [one["supervised"]["start_s"] - one["gang"]["start_s"] for one in pairs]
 
 
 def _start(section: dict[str, Any]) -> list[str]:
@@ -348,7 +192,7 @@ def _start(section: dict[str, Any]) -> list[str]:
         [launch, spread([one[launch]["start_s"] for one in rounds], 1)]
         for launch in ("gang", "supervised")
     ]
-    rows.append(["supervised - gang, in one pair", spread(_later_s(section), 1)])
+    rows.append(["supervised - gang, in one pair", spread(later_s(section), 1)])
     return ["### Start", text, table(["launch", "s"], rows)]
 
 
@@ -407,14 +251,6 @@ def _environment(result: dict[str, Any], sections: Sequence[str]) -> str:
     return "\n".join([*lines, "", table(head, rows)])
 
 
-_AIMS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
-    "deaths": _deaths_aims,
-    "slow": _slow_aims,
-    "latency": _latency_aims,
-    "start": _start_aims,
-    "accuracy": _accuracy_aims,
-    "soak": _soak_aims,
-}
 _WRITE: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "deaths": _deaths,
     "slow": _slow,
