@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from texts import write_text
 # Commands that run side by side: two threads of one on a core that another needs wait for each
 # other by spinning, and take four times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a script starts in its background ignores Ctrl-C, and hands that down to what is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
