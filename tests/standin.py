@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from mach.introduce import introduce, parse
 
@@ -64,7 +65,8 @@ def component(argv: Sequence[str]) -> None:
     while kind == "mute" or not (run_dir / "finish").exists():
         if kind != "mute":
             beats += 1
-            roster.beat(k, Beat(life, os.getpid(), beats, beats, "training"))
+            with suppress(RuntimeError):  # the launcher is gone: who is told to stop saves yet
+                roster.beat(k, Beat(life, os.getpid(), beats, beats, "training"))
         time.sleep(0.02)
     roster.finish(k, "")
     if k == 0:
