@@ -73,7 +73,11 @@ def points_lost(pair: dict[str, Any]) -> float:
 
 
 def grown(section: dict[str, Any], key: str) -> Iterator[float]:
-    """Of every process that is compared with itself or with another life of it."""
+    """By how much, of every process that is compared with itself or with another life of it.
+
+    Args:
+        key: private_mib, fds or threads.
+    """
     for kind in ("lasting", "lives"):
         for changes in section[kind].values():
             if changes[key] is not None:

@@ -157,7 +157,7 @@ def _mean_share(measured: dict[str, Any], what: str) -> float:
     return mean(one[what] for one in those)
 
 
-# --- accuracy and soak ----------------------------------------------------------------------------
+# --- accuracy, start and soak ---------------------------------------------------------------------
 
 
 def _accuracy(section: dict[str, Any]) -> list[str]:
