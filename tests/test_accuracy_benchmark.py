@@ -19,6 +19,7 @@ from mach.results import Cost
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 sys.path.append(str(FOLDER))
 grid = importlib.import_module("grid")
+kept = importlib.import_module("rows")
 stored = importlib.import_module("stored")
 tables = importlib.import_module("tables")
 training = importlib.import_module("training")
@@ -46,6 +47,11 @@ def test_cells_are_seeds_by_methods_by_delays_and_what_no_delay_changes_runs_onc
         *of_seed(1, 4, [0, 4]),
         *(cell for seed in (0, 1) for k in (2, 8) for cell in of_seed(seed, k, [4])),
     ]
+
+
+def test_only_the_leading_methods_are_run_at_the_longest_delays():
+    found = grid.method_cells("mnist", ["mach", "ddg"], [0], set(), {}, [8, 16])
+    assert [(cell.method, cell.delay) for cell in found] == [("mach", 8), ("mach", 16), ("ddg", 8)]
 
 
 def test_a_task_may_want_few_methods():
@@ -222,6 +228,15 @@ def test_aims_are_judged_on_whole_runs_by_the_mean():
     assert rival.endswith("`ddg`, points | -0.50 | > 0 | **no** |")
 
 
+def test_the_smallest_window_is_judged_beside_a_network_of_its_cost():
+    alone = row("backprop", value=0.6, kind=grid.ALONE, components=2)
+    alone["exits"] = [{"exit": 1, "value": 0.6, "params": 41, "flops": 15}]
+    text = tables.markdown([row("backprop"), row("mach", delay=4), alone])
+    *_, line = text.split("\n\n")[1].splitlines()
+    assert line.startswith("| mnist1d, delay 4: window 3..3 ahead of a network of its cost alone")
+    assert line.endswith("points | -10.00 | > 0 | **no** |")
+
+
 def test_mach_may_be_given_more_samples_to_be_as_good():
     bits = {"task": "gpt", "metric": "bits_per_byte"}
     longer = {"kind": grid.LONGER, "samples": 1050, "changes": ["steps=315", "student=none"]}
@@ -272,11 +287,11 @@ def test_a_method_that_diverges_is_told_not_left_out():
 
 
 def test_bits_per_byte_are_the_better_the_fewer():
-    assert tables.lost(2.6, 2.5, "bits_per_byte") == pytest.approx(0.1)
-    assert tables.lost(0.96, 0.97, "accuracy") == pytest.approx(1.0)
+    assert kept.lost(2.6, 2.5, "bits_per_byte") == pytest.approx(0.1)
+    assert kept.lost(0.96, 0.97, "accuracy") == pytest.approx(1.0)
     curve = [[10, 3.0], [20, 2.4], [30, 2.5]]
-    assert tables.reached_after(curve, 2.5, "bits_per_byte") == 20
-    assert tables.reached_after(curve, 2.0, "bits_per_byte") is None
+    assert kept.reached_after(curve, 2.5, "bits_per_byte") == 20
+    assert kept.reached_after(curve, 2.0, "bits_per_byte") is None
 
 
 def test_exits_and_windows_are_compared_with_networks_of_their_size():

@@ -22,6 +22,8 @@ class Task:
     experiment: str
     components: int
     delays: tuple[int, ...]
+    far: tuple[int, ...] = ()
+    """Longer delays, for `LEADING` alone."""
     other_components: tuple[int, ...] = ()
     """Chains of other lengths, for `LEADING` at the experiment's own delay."""
     methods: tuple[str, ...] | None = None
@@ -46,6 +48,7 @@ TASKS = {
         "mnist1d",
         components=4,
         delays=(0, 1, 2, 4, 8),
+        far=(16,),
         other_components=(2, 8),
         validation=4000,
         sizes=True,
@@ -55,6 +58,7 @@ TASKS = {
         "mnist",
         components=4,
         delays=(0, 1, 4, 8),
+        far=(16,),
         methods=_MATTER,
         validation=4000,
     ),
@@ -124,10 +128,14 @@ def method_cells(
         changes = chosen.get(method, ())
         return [Cell(name, method, components, d, seed, changes=changes) for d in at]
 
+    def usual(method: str, seed: int) -> list[Cell]:
+        return cells(method, task.components, late + far * (method in LEADING), seed)
+
     late = [d for d in task.delays if delays is None or d in delays]
+    far = [d for d in task.far if delays is None or d in delays]
     late_others = [d for d in late if d == OTHERS_DELAY] or late[-1:]
     return [
-        *(c for seed in seeds for m in wanted for c in cells(m, task.components, late, seed)),
+        *(cell for seed in seeds for method in wanted for cell in usual(method, seed)),
         *(
             cell
             for seed in seeds

@@ -9,8 +9,8 @@ from statistics import mean
 
 import matplotlib as mpl
 from grid import ALONE, METHOD, TASKS
+from rows import at, better_is_more, of, places, tops
 from stored import Row
-from tables import at, better_is_more, of, places, tops
 
 mpl.use("agg")
 from matplotlib import pyplot as plt

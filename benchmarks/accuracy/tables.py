@@ -6,80 +6,32 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
-from typing import Any
 
-from grid import ALONE, LONGER, METHOD, NO_STUDENTS, TASKS, TUNING, order
+from goals import AIMS, goals
+from grid import ALONE, METHOD, TASKS, TUNING
+from rows import (
+    at,
+    better_is_more,
+    difference,
+    like,
+    lost,
+    of,
+    places,
+    reached_after,
+    reference,
+    shown,
+    tops,
+    unit,
+)
 from stored import Row
 
 from mach.provenance import commit_of
 
 DASH = "–"
 Line = Sequence[str]
-_NEAR = 0.03
-"""Networks whose size differs by no more than this are of one size."""
-
-
-# --- choosing rows ---------------------------------------------------------------------------
-
-
-def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
-    """Rows with these values."""
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-
-
-def places(rows: Sequence[Row]) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Method, components and changes of what was run, in the table's order."""
-    found = {(r["method"], r["components"], chain_changes(r)) for r in rows}
-    methods = order({method for method, _, _ in found})
-    return sorted(found, key=lambda place: (place[1], methods.index(place[0]), place[2]))
-
-
-def chain_changes(row: Row) -> tuple[str, ...]:
-    """What a run's chain differs in from `conf/`: with and without students it is the same."""
-    return tuple(change for change in row["changes"] if change != NO_STUDENTS)
-
-
-def at(rows: Iterable[Row], place: tuple[str, int, tuple[str, ...]]) -> list[Row]:
-    """Rows of one place of the table."""
-    method, components, changes = place
-    mine = of(rows, method=method, components=components)
-    return [row for row in mine if chain_changes(row) == changes]
-
-
-def lately(rows: Sequence[Row]) -> list[Row]:
-    """Of a method that has been run with several choices, the runs with the last."""
-    last = {row["method"]: chain_changes(row) for row in rows}
-    return [row for row in rows if chain_changes(row) == last[row["method"]]]
-
-
-def tops(rows: Iterable[Row]) -> list[float]:
-    """The top exit of every run that has not diverged."""
-    return [row["exits"][-1]["value"] for row in rows if row["exits"]]
-
-
-def better_is_more(metric: str) -> bool:
-    """Accuracy, in contrast to bits per byte."""
-    return metric == "accuracy"
-
-
-def lost(value: float, reference: float, metric: str) -> float:
-    """How much worse than the reference: points of accuracy, or bits per byte."""
-    return 100 * (reference - value) if better_is_more(metric) else value - reference
-
-
-def reached_after(curve: Sequence[Sequence[float]], goal: float, metric: str) -> int | None:
-    """Samples after which a curve is for the first time as good as `goal`; None: never."""
-    for samples, value in curve:
-        if value >= goal if better_is_more(metric) else value <= goal:
-            return int(samples)
-    return None
 
 
 # --- numbers ---------------------------------------------------------------------------------
-
-
-def shown(value: float, metric: str) -> str:
-    return f"{100 * value:.2f}" if better_is_more(metric) else f"{value:.3f}"
 
 
 def spread(values: Sequence[float], show: Callable[[float], str]) -> str:
@@ -111,7 +63,7 @@ def told(row: Row) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Every table that there are rows for."""
     rows = [row for row in rows if row["kind"] != TUNING]
-    aims = [line for name in AIMS for line in _aims(of(rows, task=name, cut_to=None), name)]
+    aims = [line for name in AIMS for line in goals(of(rows, task=name, cut_to=None), name)]
     blocks = ["## Result"]
     if aims:
         blocks += [table(["whole runs", "measured", "aim", "met"], aims)]
@@ -124,72 +76,20 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([*blocks, "## Environment", _environment(rows)])
 
 
-AIMS = {
-    "mnist1d": {1: 0.1, 4: 0.1, 8: 0.3},
-    "mnist": {1: 0.1, 4: 0.1, 8: 0.3},
-    "gpt": {1: 0.03},
-}
-"""By task and delay: points, or bits per byte, that `mach` may lose against `backprop`, on the mean
-of the seeds."""
-_ANY_STALENESS = ("mach", "backprop", "dgl")
-"""`mach` itself, and what is not late."""
-
-
-def _aims(rows: Sequence[Row], name: str) -> list[Line]:
-    """What the methods must reach, as far as it has been measured."""
-    lines: list[Line] = []
-    usual = lately(of(rows, kind=METHOD, components=TASKS[name].components))
-    best = _reference(usual, TASKS[name].components)
-    metric = next((row["metric"] for row in usual if row["exits"]), "accuracy")
-    unit, digits = ("points", 2) if better_is_more(metric) else ("bits per byte", 3)
-
-    def lose(mine: list[float], most: float, how: str) -> None:
-        if mine and best is not None:
-            behind = lost(mean(mine), best, metric)
-            what = f"{name}, {how}, {len(mine)} seeds"
-            lines.append([what, f"{behind:+.{digits}f}", f"≤ {most}", _met(behind <= most)])
-
-    for delay, times in TASKS[name].longer:
-        mine = tops(lately(of(rows, kind=LONGER, delay=delay)))
-        lose(mine, 0, f"delay {delay}: {unit} that `mach` loses with {times} times the samples")
-    for delay, most in AIMS[name].items():
-        mine = tops(of(usual, method="mach", delay=delay))
-        lose(mine, most, f"delay {delay}: {unit} that `mach` loses")
-    for delay in sorted({row["delay"] for row in usual if row["delay"] > 1}):
-        mine = tops(of(usual, method="mach", delay=delay))
-        others = {
-            row["method"]: tops(of(usual, method=row["method"], delay=delay))
-            for row in of(usual, delay=delay)
-            if row["method"] not in _ANY_STALENESS
-        }
-        others = {method: values for method, values in others.items() if values}
-        if mine and others:
-            rival = min(others, key=lambda method: lost(mean(others[method]), 0.0, metric))
-            ahead = -lost(mean(mine), mean(others[rival]), metric)
-            what = f"{name}, delay {delay}: `mach` ahead of the best other, `{rival}`, {unit}"
-            lines.append([what, f"{ahead:+.{digits}f}", "> 0", _met(ahead > 0)])
-    return lines
-
-
-def _met(is_met: bool) -> str:
-    return "yes" if is_met else "**no**"
-
-
 def _task(rows: Sequence[Row]) -> list[str]:
     ended = [row for row in rows if row["exits"]]
     if not ended:
         return ["Nothing has been run."]
     metric, methods = ended[0]["metric"], of(rows, kind=METHOD)
-    unit = "accuracy of the top exit, %" if better_is_more(metric) else "bits per byte, top exit"
+    what = "accuracy of the top exit, %" if better_is_more(metric) else "bits per byte, top exit"
     samples = max(row["samples"] for row in methods or rows)
     blocks = [
-        f"Equal samples ({samples:,}): {unit}, mean (least .. most) of the seeds.",
+        f"Equal samples ({samples:,}): {what}, mean (least .. most) of the seeds.",
         _by_delay(methods, metric, lambda group, _: spread(tops(group), _show(metric))),
     ]
-    if any(_reference(methods, n) is not None for n in {row["components"] for row in methods}):
-        points = "points" if better_is_more(metric) else "bits per byte"
+    if any(reference(methods, n) is not None for n in {row["components"] for row in methods}):
         blocks += [
-            f"Lost against `backprop`, {points}: the difference of the means.",
+            f"Lost against `backprop`, {unit(metric)}: the difference of the means.",
             _by_delay(methods, metric, lambda group, best: _loss(group, best, metric)),
             "Samples until the top exit is as good as `backprop` is at its end on the mean, as a "
             f"part of all samples; looked at every {_interval(ended):,} samples.",
@@ -211,12 +111,6 @@ def _interval(rows: Sequence[Row]) -> int:
     return int(max((row["curve"][0][0] for row in rows if row["curve"]), default=0))
 
 
-def _reference(rows: Sequence[Row], components: int) -> float | None:
-    """What back-propagation reaches on the mean."""
-    values = tops(lately(of(rows, method="backprop", components=components)))
-    return mean(values) if values else None
-
-
 def _by_delay(
     rows: Sequence[Row], metric: str, entry: Callable[[list[Row], float | None], str]
 ) -> str:
@@ -224,7 +118,7 @@ def _by_delay(
     delays = sorted({row["delay"] for row in rows})
     lines = []
     for place in places(rows):
-        mine, best = at(rows, place), _reference(rows, place[1])
+        mine, best = at(rows, place), reference(rows, place[1])
         cells = []
         for delay in delays:
             group = [row for row in mine if row["undelayed"] or row["delay"] == delay]
@@ -248,7 +142,7 @@ def _loss(group: list[Row], best: float | None, metric: str) -> str:
     values = tops(group)
     if best is None or not values:
         return DASH
-    return f"{lost(mean(values), best, metric):+.{2 if better_is_more(metric) else 3}f}"
+    return difference(lost(mean(values), best, metric), metric)
 
 
 def _reach(group: list[Row], best: float | None, metric: str) -> str:
@@ -306,7 +200,7 @@ def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
                 key = {k: entry[k] for k in ("exit", "first", "last") if k in entry}
                 name = f"exit {entry['exit']}" if "exit" in key else "window {first}..{last}"
                 own = [e["value"] for row in group for e in of(row[part], **key)]
-                same = _like(known, "flops", entry["flops"])
+                same = like(known, "flops", entry["flops"])
                 lines.append(
                     [
                         f"delay {delay}: {name.format(**entry)}",
@@ -322,7 +216,7 @@ def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
     for delay in sorted({row["delay"] for row in by_mach}):
         group = of(by_mach, delay=delay)
         params = max(row["trained_params"] for row in group)
-        same = _like(known, "params", params)
+        same = like(known, "params", params)
         own = tops(group)
         lines.append(
             [
@@ -335,11 +229,6 @@ def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
         )
     head = ["equal parameters: `mach`, all that is trained", "parameters", "top exit", "alone"]
     return [*blocks, table([*head, "ahead by"], lines)] if lines else blocks
-
-
-def _like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
-    """Runs whose whole network is of a size."""
-    return [row for row in rows if row["exits"] and abs(row["exits"][-1][what] / size - 1) <= _NEAR]
 
 
 def _ahead(own: Sequence[float], other: Sequence[float], metric: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 
 from grid import TUNING, Cell, Changes
+from rows import better_is_more, chain_changes, of, tops
 from stored import Row
-from tables import better_is_more, chain_changes, of, tops
 
 Grid = dict[str, tuple[float | int | None, ...]]
 

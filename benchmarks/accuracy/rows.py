@@ -1,0 +1,107 @@
+"""Which runs belong together, and by how much is one better than another?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from grid import NO_STUDENTS, order
+from stored import Row
+
+_NEAR = 0.03
+"""Networks whose size differs by no more than this are of one size."""
+
+
+# --- choosing -------------------------------------------------------------------------------
+
+
+def of(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def places(rows: Sequence[Row]) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Method, components and changes of what was run, in the table's order."""
+    found = {(r["method"], r["components"], chain_changes(r)) for r in rows}
+    methods = order({method for method, _, _ in found})
+    return sorted(found, key=lambda place: (place[1], methods.index(place[0]), place[2]))
+
+
+def chain_changes(row: Row) -> tuple[str, ...]:
+    """What a run's chain differs in from `conf/`: with and without students it is the same."""
+    return tuple(change for change in row["changes"] if change != NO_STUDENTS)
+
+
+def at(rows: Iterable[Row], place: tuple[str, int, tuple[str, ...]]) -> list[Row]:
+    """Rows of one place of the table."""
+    method, components, changes = place
+    mine = of(rows, method=method, components=components)
+    return [row for row in mine if chain_changes(row) == changes]
+
+
+def lately(rows: Sequence[Row]) -> list[Row]:
+    """Of a method that has been run with several choices, the runs with the last."""
+    last = {row["method"]: chain_changes(row) for row in rows}
+    return [row for row in rows if chain_changes(row) == last[row["method"]]]
+
+
+def tops(rows: Iterable[Row]) -> list[float]:
+    """The top exit of every run that has not diverged."""
+    return [row["exits"][-1]["value"] for row in rows if row["exits"]]
+
+
+def reference(rows: Sequence[Row], components: int) -> float | None:
+    """What back-propagation reaches on the mean."""
+    values = tops(lately(of(rows, method="backprop", components=components)))
+    return mean(values) if values else None
+
+
+def like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
+    """Runs whose whole network is of a size.
+
+    Args:
+        what: params or flops.
+    """
+    return [row for row in rows if row["exits"] and abs(row["exits"][-1][what] / size - 1) <= _NEAR]
+
+
+# --- comparing -------------------------------------------------------------------------------
+
+
+def metric_of(rows: Iterable[Row]) -> str:
+    """What a task is measured by."""
+    return next((row["metric"] for row in rows if row["exits"]), "accuracy")
+
+
+def unit(metric: str) -> str:
+    """Of what is lost."""
+    return "points" if better_is_more(metric) else "bits per byte"
+
+
+def difference(value: float, metric: str) -> str:
+    """With its sign."""
+    return f"{value:+.{2 if better_is_more(metric) else 3}f}"
+
+
+def better_is_more(metric: str) -> bool:
+    """Accuracy, in contrast to bits per byte."""
+    return metric == "accuracy"
+
+
+def lost(value: float, reference: float, metric: str) -> float:
+    """How much worse than the reference: points of accuracy, or bits per byte."""
+    return 100 * (reference - value) if better_is_more(metric) else value - reference
+
+
+def reached_after(curve: Sequence[Sequence[float]], goal: float, metric: str) -> int | None:
+    """Samples after which a curve is for the first time as good as `goal`; None: never."""
+    for samples, value in curve:
+        if value >= goal if better_is_more(metric) else value <= goal:
+            return int(samples)
+    return None
+
+
+def shown(value: float, metric: str) -> str:
+    """In per cent, or in bits per byte."""
+    return f"{100 * value:.2f}" if better_is_more(metric) else f"{value:.3f}"
