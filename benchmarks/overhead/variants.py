@@ -75,18 +75,20 @@ def _student(mu: float) -> dict[str, Any]:
 
 
 IDEAL, IDEAL_ALONE = "ideal", "ideal, other core idle"
+IDEAL_STEPS, STOCK, OURS = "ideal with steps, M = 4", "1F1B, M = 4", "delayed, stash, M = 4"
+"""What the aims of speed compare `OURS` with, beside `IDEAL`."""
 VARIANTS = [
     Variant(IDEAL, "ideal", 0),
-    Variant("ideal with steps, M = 4", "ideal", 4),
+    Variant(IDEAL_STEPS, "ideal", 4),
     Variant("ideal with steps, M = 8", "ideal", 8),
     Variant(IDEAL_ALONE, "ideal", 0),
-    Variant("1F1B, M = 4", "torch", 4, pipeline="Schedule1F1B"),
+    Variant(STOCK, "torch", 4, pipeline="Schedule1F1B"),
     Variant("1F1B, M = 8", "torch", 8, pipeline="Schedule1F1B"),
     Variant("GPipe, M = 4", "torch", 4, pipeline="ScheduleGPipe"),
     Variant("GPipe, M = 8", "torch", 8, pipeline="ScheduleGPipe"),
     _mach("sync, M = 4", 4, schedule="sync"),
     _mach("sync, M = 8", 8, schedule="sync"),
-    _mach("delayed, stash, M = 4", 4, replay="stash"),
+    _mach(OURS, 4, replay="stash"),
     _mach("delayed, stash, M = 8", 8, replay="stash"),
     _mach("delayed, recompute, M = 4", 4),
     _mach("delayed, recompute, M = 8", 8),
@@ -96,6 +98,7 @@ VARIANTS = [
     Variant("parts", "parts", 4, _student(1.0)),
     Variant("parts, mu = 0", "parts", 4, _student(0.0)),
 ]
+DECISIVE = [variant for variant in VARIANTS if variant.name in (IDEAL, IDEAL_STEPS, STOCK, OURS)]
 
 
 def synthetic() -> Dataset:

@@ -7,7 +7,7 @@ import time
 import torch
 import torch.distributed as dist
 from pair import Peer, Report
-from variants import VARIANTS, Settings, synthetic
+from variants import OURS, VARIANTS, Settings, synthetic
 
 from mach.channels import Header, Kind, connect, links
 from mach.channels.base import frame_bytes
@@ -20,7 +20,7 @@ def wire(peer: Peer, report: Report, settings: Settings, exchanges: int) -> None
     One message there and one back, each waited for: what a strict dependency costs. And both
     directions in a stream, as `delayed` has them: what a microbatch costs where nobody waits.
     """
-    config = settings.config(next(v for v in VARIANTS if v.name == "delayed, stash, M = 4"))
+    config = settings.config(next(v for v in VARIANTS if v.name == OURS))
     payloads = Assembly(config, synthetic().task).payloads()
     k = peer.rank
     channels = connect(
