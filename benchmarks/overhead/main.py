@@ -42,12 +42,17 @@ def main() -> None:
     chosen = {"width": options.width, "microbatch_size": options.microbatch_size}
     settings = replace(settings, **{key: value for key, value in chosen.items() if value})
     rounds = options.rounds or (2 if options.quick else 5)
-    result: dict[str, Any] = {"environment": environment(), "settings": asdict(settings)}
+    result: dict[str, Any] = {"settings": asdict(settings), "environments": {}}
     out = options.out or (None if options.quick else RESULT)
+    if out is not None and out.exists():
+        before = json.loads(out.read_text())
+        if before["settings"] == result["settings"]:  # sections may be measured one at a time
+            result = before
     for section in options.sections:
-        started = time.monotonic()
+        here, began_s = environment(), time.monotonic()
         result[section] = _MEASURE[section](settings, rounds, options.quick)
-        _console.print(f"{section}: {time.monotonic() - started:.0f} s")
+        result["environments"][section] = here
+        _console.print(f"{section}: {time.monotonic() - began_s:.0f} s")
         if out is not None:
             out.write_text(json.dumps(result, indent=1) + "\n")
     console = Console()

@@ -32,19 +32,15 @@ _NOT_QUIET = (
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
     settings = Settings(**result["settings"])
-    sections = [
-        write
-        for name, write in (
-            ("throughput", _throughput),
-            ("wire", _wire),
-            ("memory", _memory),
-            ("constancy", _constancy),
-            ("startup", _startup),
-        )
-        if name in result
-    ]
+    sections = {
+        "throughput": _throughput,
+        "wire": _wire,
+        "memory": _memory,
+        "constancy": _constancy,
+        "startup": _startup,
+    }
     blocks = ["## Result", _aims(result, settings)]
-    blocks += [write(result, settings) for write in sections]
+    blocks += [write(result, settings) for name, write in sections.items() if name in result]
     blocks.append(_environment(result, settings))
     return "\n\n".join(blocks)
 
@@ -281,16 +277,23 @@ def _startup(result: dict[str, Any], settings: Settings) -> str:
 
 
 def _environment(result: dict[str, Any], settings: Settings) -> str:
-    e = result["environment"]
-    return "\n".join(
+    rows = [
+        [name, f"`{e['command']}`", commit_of(e), e["date"], f"{e['load']:.2f}"]
+        for name, e in result["environments"].items()
+    ]
+    machines = {machine_of(e): None for e in result["environments"].values()}
+    return "\n\n".join(
         [
             "## Environment",
-            "",
-            f"- {machine_of(e)}; load {e['load']:.2f} at the start",
-            f"- mlp, {settings.depth} blocks of width {settings.width} in 2 components, microbatch "
-            f"{settings.microbatch_size}, {settings.optimizer} with clipping, "
-            "seed 0; one thread and one core for each component",
-            f"- commit {commit_of(e)}, {e['date']}: `{e['command']}`",
+            "\n".join(
+                [
+                    *(f"- {machine}" for machine in machines),
+                    f"- mlp, {settings.depth} blocks of width {settings.width} in 2 components, "
+                    f"microbatch {settings.microbatch_size}, {settings.optimizer} with clipping, "
+                    "seed 0; one thread and one core for each component",
+                ]
+            ),
+            _table(["section", "command", "commit", "date", "load at its start"], rows),
         ]
     )
 
