@@ -137,6 +137,8 @@ def test_only_cells_that_are_not_there_are_run():
     assert stored.missing(cells, rows) == [cells[0], cells[3]]
     assert stored.missing(cells, rows, 9) == cells[:2]
     assert stored.missing([cells[1]], [row(seed=1, changes=["optim.lr=1"])]) == [cells[1]]
+    assert stored.missing(grid.without_students([cells[1]]), [row(seed=1)]) == []
+    assert stored.missing([cells[1]], [row(seed=1, changes=["student=none"])]) == [cells[1]]
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -273,6 +275,8 @@ def test_runs_with_and_without_students_are_of_one_chain():
     text = tables.markdown([row("mach", value=0.9), without])
     assert "| `mach`, 4 components | 91.00 (90.00 .. 92.00) [2] |" in text
     assert "| `mach`, delay 0 | 88.00 | 89.00 | 90.00 | 91.00 | – | – | – | – | – | 50.00 |" in text
+    twice = [without, row("mach", value=0.9), row("mach", seed=1, value=0.92)]
+    assert tables.markdown(twice).count("91.00 (90.00 .. 92.00) [2]") == 1, "counted once"
     cells = [Cell("mnist1d", "mach", 4, 0, s, changes=("optim.lr=1",)) for s in (0, 1)]
     assert [cell.changes for cell in grid.without_students(cells)] == [
         ("optim.lr=1", "student=none")

@@ -9,7 +9,7 @@ from statistics import mean
 
 import matplotlib as mpl
 from grid import ALONE, METHOD, TASKS
-from rows import at, better_is_more, of, places, tops
+from rows import at, better_is_more, chains, of, places, tops
 from stored import Row
 
 mpl.use("agg")
@@ -21,7 +21,7 @@ _SIZE, _DPI = (8, 5), 110
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
     """Figures of each task, of whole runs and of those cut to some steps."""
-    ended = [row for row in rows if row["exits"] and row["kind"] in (METHOD, ALONE)]
+    ended = chains(row for row in rows if row["exits"] and row["kind"] in (METHOD, ALONE))
     for name, cut in sorted({(row["task"], row["cut_to"] or 0) for row in ended}):
         task, mine = TASKS[name], of(ended, task=name, cut_to=cut or None)
         usual = of(mine, kind=METHOD, components=task.components)

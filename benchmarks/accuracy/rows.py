@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from grid import NO_STUDENTS, order
+from grid import NO_STUDENTS, Cell, order
 from stored import Row
 
 _NEAR = 0.03
@@ -31,6 +31,17 @@ def places(rows: Sequence[Row]) -> list[tuple[str, int, tuple[str, ...]]]:
 def chain_changes(row: Row) -> tuple[str, ...]:
     """What a run's chain differs in from `conf/`: with and without students it is the same."""
     return tuple(change for change in row["changes"] if change != NO_STUDENTS)
+
+
+def chains(rows: Iterable[Row]) -> list[Row]:
+    """Each chain once: of one that was trained with students and without, the run with them."""
+    kept: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        about = (row[name] for name in Cell.__dataclass_fields__ if name != "changes")
+        key = (*about, row["cut_to"], chain_changes(row))
+        if key not in kept or row["windows"]:
+            kept[key] = row
+    return list(kept.values())
 
 
 def at(rows: Iterable[Row], place: tuple[str, int, tuple[str, ...]]) -> list[Row]:

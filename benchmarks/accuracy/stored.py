@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grid import Cell
+from grid import Cell, without_students
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def append(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
-def cell_of(row: Row, steps: int | None = None) -> Cell:
+def cell_of(row: Row) -> Cell:
     """The cell that a row is of."""
     values = {key: row[key] for key in Cell.__dataclass_fields__}
     return Cell(**{**values, "changes": tuple(row["changes"])})
@@ -48,8 +48,15 @@ def key_of(cell: Cell, steps: int | None) -> str:
 
 
 def missing(cells: Iterable[Cell], rows: Sequence[Row], steps: int | None = None) -> list[Cell]:
-    """Cells that are yet to be run, each once, in their order."""
-    known = {key_of(cell_of(row), row["cut_to"]) for row in rows}
+    """Cells that are yet to be run, each once, in their order.
+
+    A chain that was trained with students need not be trained without them.
+    """
+    known = {
+        key_of(cell, row["cut_to"])
+        for row in rows
+        for cell in (cell_of(row), *without_students([cell_of(row)]))
+    }
     wanted = {key_of(cell, steps): cell for cell in cells}
     return [cell for key, cell in wanted.items() if key not in known]
 

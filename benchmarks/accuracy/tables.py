@@ -12,6 +12,7 @@ from grid import ALONE, METHOD, TASKS, TUNING
 from rows import (
     at,
     better_is_more,
+    chains,
     difference,
     like,
     lost,
@@ -62,7 +63,7 @@ def told(row: Row) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Every table that there are rows for."""
-    rows = [row for row in rows if row["kind"] != TUNING]
+    rows = chains(row for row in rows if row["kind"] != TUNING)
     aims = [line for name in AIMS for line in goals(of(rows, task=name, cut_to=None), name)]
     blocks = ["## Result"]
     if aims:
