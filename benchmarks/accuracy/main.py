@@ -21,6 +21,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from data import mnist1d_file
@@ -40,7 +41,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from stored import Row, append, missing, read
 from tables import csv_of, markdown, told
-from tuning import GRIDS, search, tuning_cells, validated
+from tuning import CONFIRMING_SEEDS, GRIDS, Score, confirm, search, tuning_cells, validated
 
 from mach.errors import ConfigError, MachError
 from mach.launcher.compose import compose, conf_dir
@@ -49,6 +50,9 @@ HERE = Path(__file__).parent
 CELLS, CHOSEN, CSV = HERE / "cells.jsonl", HERE / "chosen.json", HERE / "result.csv"
 QUICK_STEPS, QUICK_DELAYS = 200, (0, 4)
 _console = Console(stderr=True)
+
+Chooser = Callable[[Score], tuple[Changes, list[Changes]]]
+"""The best so far, and what has to be tried."""
 
 
 def main() -> None:
@@ -114,20 +118,27 @@ class Bench:
 
     def tune(self) -> None:
         """Choose each method's values on the validation split, one after the other."""
-        task, seeds = TASKS[self._name], self._options.seeds or [0]
+        seeds = self._options.seeds or [0]
+        grid = GRIDS[self._name]
+        for method in self._options.methods or ("backprop", "mach"):
+            best = self._settle(method, seeds, partial(search, grid))
+            more = sorted({*seeds, *CONFIRMING_SEEDS})
+            self._keep(method, self._settle(method, more, partial(confirm, grid, best)))
+
+    def _settle(self, method: str, seeds: Sequence[int], choose: Chooser) -> Changes:
+        """Run what has to be tried until there is a choice."""
+        task = TASKS[self._name]
         usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
         late = usual if self._options.tuned_delay is None else self._options.tuned_delay
-        for method in self._options.methods or ("backprop", "mach"):
-            delay = 0 if self._undelayed([method]) else late
-            while True:
-                scores = validated(read(self.out), self._name, method, self._steps, seeds)
-                best, tries = search(GRIDS[self._name], scores)
-                if not tries:
-                    break
-                cells = tuning_cells(self._name, method, task.components, delay, seeds, tries)
-                if self._run(without_students(cells) if self._options.no_students else cells):
-                    raise SystemExit(f"{method} cannot be tuned: {self._name} refuses it")
-            self._keep(method, best)
+        delay = 0 if self._undelayed([method]) else late
+        while True:
+            scores = validated(read(self.out), self._name, method, self._steps, seeds)
+            best, tries = choose(scores)
+            if not tries:
+                return best
+            cells = tuning_cells(self._name, method, task.components, delay, seeds, tries)
+            if self._run(without_students(cells) if self._options.no_students else cells):
+                raise SystemExit(f"{method} cannot be tuned: {self._name} refuses it")
 
     def _methods(self) -> list[str]:
         if self._options.quick:
