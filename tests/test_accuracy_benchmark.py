@@ -180,17 +180,33 @@ def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_m
         return {**row(value=value, **kind), **({} if value else {"exits": []})}
 
     rows = [tried("x=1", 0.5), tried("x=2", 0.5), tried("x=3", None or 0)]
-    score = tuning.validated(rows, "mnist1d", "mach", None, [0])
+    score = tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0])
     assert score(("x=3",)) == float("-inf")
     assert score(("x=4",)) is None
-    assert tuning.validated(rows, "mnist1d", "mach", None, [0, 1])(("x=1",)) is None
+    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0, 1])(("x=1",)) is None
     assert tuning.search({"x": (1, 2, 3)}, score) == (("x=1",), [])
 
 
 def test_a_choice_made_without_students_is_one_for_the_same_chain_with_them():
     changes = ["x=1", grid.NO_STUDENTS]
     rows = [row(value=0.5, kind=grid.TUNING, changes=changes)]
-    assert tuning.validated(rows, "mnist1d", "mach", None, [0])(("x=1",)) == 0.5
+    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0])(("x=1",)) == 0.5
+
+
+def test_a_choice_is_known_only_where_it_was_tried_from_every_seed():
+    """A tuning at another delay is another search, and a seed run twice is one seed."""
+    tuned = {"kind": grid.TUNING, "value": 0.5}
+    without = row(changes=["x=1", grid.NO_STUDENTS], windows=[], **tuned)
+    rows = [row(changes=["x=1"], **tuned), without, row(delay=4, seed=1, changes=["x=1"], **tuned)]
+
+    def score(components, delay, seeds):
+        known = tuning.validated(rows, "mnist1d", "mach", components, delay, None, seeds)
+        return known(("x=1",))
+
+    assert [score(4, 0, [0]), score(4, 4, [1])] == [0.5, 0.5]
+    assert score(4, 0, [0, 1]) is None
+    assert score(4, 4, [0]) is None
+    assert score(2, 0, [0]) is None
 
 
 def test_the_width_whose_cost_is_nearest_is_found():

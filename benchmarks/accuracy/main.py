@@ -132,11 +132,11 @@ class Bench:
         late = usual if self._options.tuned_delay is None else self._options.tuned_delay
         delay = 0 if self._undelayed([method]) else late
         while True:
-            scores = validated(read(self.out), self._name, method, self._steps, seeds)
-            best, tries = choose(scores)
+            where = (self._name, method, task.components, delay)
+            best, tries = choose(validated(read(self.out), *where, self._steps, seeds))
             if not tries:
                 return best
-            cells = tuning_cells(self._name, method, task.components, delay, seeds, tries)
+            cells = tuning_cells(*where, seeds, tries)
             if self._run(without_students(cells) if self._options.no_students else cells):
                 raise SystemExit(f"{method} cannot be tuned: {self._name} refuses it")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 
 from grid import TUNING, Cell, Changes
-from rows import better_is_more, chain_changes, of, tops
+from rows import better_is_more, chain_changes, chains, of, tops
 from stored import Row
 
 Grid = dict[str, tuple[float | int | None, ...]]
@@ -88,16 +88,23 @@ def tuning_cells(
 
 
 def validated(
-    rows: Sequence[Row], name: str, method: str, cut_to: int | None, seeds: Sequence[int]
+    rows: Sequence[Row],
+    name: str,
+    method: str,
+    components: int,
+    delay: int,
+    cut_to: int | None,
+    seeds: Sequence[int],
 ) -> Score:
-    """How good the choices are that have been tried from all seeds; one that diverges is the
+    """How good the choices are that have been tried there from all seeds; one that diverges is the
     worst."""
-    tried = of(rows, kind=TUNING, task=name, method=method, cut_to=cut_to)
+    where = {"task": name, "method": method, "components": components, "delay": delay}
+    tried = chains(of(rows, kind=TUNING, cut_to=cut_to, **where))
 
     def score(changes: Changes) -> float | None:
         mine = (row for row in tried if chain_changes(row) == changes)
         group = [row for row in mine if row["seed"] in seeds]
-        if len(group) < len(seeds):
+        if {row["seed"] for row in group} != set(seeds):
             return None
         values = tops(group)
         if len(values) < len(group):
