@@ -283,6 +283,25 @@ def test_mach_may_be_given_more_samples_to_be_as_good():
     assert "Equal samples (1,000)" in text
 
 
+def goals(*rows):
+    """What is measured, the number, the aim and whether it is met, of every goal."""
+    lines = tables.markdown(rows).split("\n\n")[1].splitlines()[2:]
+    return [tuple(line.strip("| ").split(" | ")) for line in lines]
+
+
+def test_a_choice_counts_as_soon_as_as_many_seeds_have_it_as_the_one_before():
+    """An unfinished choice once became the reference, and took other delays' goals away."""
+    new = {"changes": ["optim.lr=0.002"]}
+    rows = [row(m, 4, s, value=0.9) for s in (0, 1) for m in ("backprop", "mach")]
+    rows += [row("mach", 8, s, value=0.9) for s in (0, 1)]
+    rows += [row("backprop", 4, value=0.8, **new), row("mach", 4, value=0.8, **new)]
+    assert [line[1] for line in goals(*rows)] == ["+0.00", "+0.00"]
+    rows += [row("mach", 4, 1, value=0.8, **new)]
+    assert [line[1] for line in goals(*rows)] == ["+10.00", "+0.00"]
+    rows += [row("backprop", 4, 1, value=0.8, **new)]
+    assert [line[1] for line in goals(*rows)] == ["+0.00", "-10.00"]
+
+
 def test_a_method_is_judged_with_what_was_chosen_last():
     chosen = {"changes": ["optim.lr=0.002"]}
     rows = [

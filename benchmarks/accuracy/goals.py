@@ -8,12 +8,12 @@ from statistics import mean
 from grid import ALONE, LONGER, METHOD, TASKS
 from rows import (
     difference,
-    lately,
     like,
     lost,
     metric_of,
     of,
     reference,
+    settled,
     tops,
     unit,
 )
@@ -39,7 +39,7 @@ def goals(rows: Sequence[Row], name: str) -> list[Line]:
         rows: of the task, whole runs.
         name: the task's.
     """
-    usual = lately(of(rows, kind=METHOD, components=TASKS[name].components))
+    usual = settled(of(rows, kind=METHOD, components=TASKS[name].components))
     return [*_not_behind(rows, usual, name), *_rivals(usual, name), *_small(rows, usual, name)]
 
 
@@ -54,7 +54,7 @@ def _not_behind(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterato
             yield [what, difference(behind, metric), f"≤ {most}", _met(behind <= most)]
 
     for delay, times in TASKS[name].longer:
-        mine, how = tops(lately(of(rows, kind=LONGER, delay=delay))), f"{times} times the samples"
+        mine, how = tops(settled(of(rows, kind=LONGER, delay=delay))), f"{times} times the samples"
         yield from line(mine, 0, f"delay {delay}: {unit(metric)} that `mach` loses with {how}")
     for delay, most in AIMS[name].items():
         mine = tops(of(usual, method="mach", delay=delay))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from grid import NO_STUDENTS, Cell, order
+from grid import NO_STUDENTS, Cell, Changes, order
 from stored import Row
 
 _NEAR = 0.03
@@ -51,10 +51,25 @@ def at(rows: Iterable[Row], place: tuple[str, int, tuple[str, ...]]) -> list[Row
     return [row for row in mine if chain_changes(row) == changes]
 
 
-def lately(rows: Sequence[Row]) -> list[Row]:
-    """Of a method that has been run with several choices, the runs with the last."""
-    last = {row["method"]: chain_changes(row) for row in rows}
-    return [row for row in rows if chain_changes(row) == last[row["method"]]]
+def settled(rows: Iterable[Row]) -> list[Row]:
+    """Of what has been run with several choices, method by method and delay by delay, the runs with
+    one."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        late = None if row["undelayed"] else row["delay"]
+        groups.setdefault((row["method"], row["components"], late), []).append(row)
+    return [row for group in groups.values() for row in one_choice(group)]
+
+
+def one_choice(rows: Sequence[Row]) -> list[Row]:
+    """The runs with the choice that most seeds have, of equals with the last: a new choice counts
+    as soon as it is known as well as the old one."""
+    seeds: dict[Changes, set[int]] = {}
+    for row in rows:
+        mine = chain_changes(row)
+        seeds[mine] = seeds.pop(mine, set()) | {row["seed"]}  # the last one to the end
+    most = max(reversed(seeds), key=lambda changes: len(seeds[changes]), default=())
+    return [row for row in rows if chain_changes(row) == most]
 
 
 def tops(rows: Iterable[Row]) -> list[float]:
@@ -64,7 +79,7 @@ def tops(rows: Iterable[Row]) -> list[float]:
 
 def reference(rows: Sequence[Row], components: int) -> float | None:
     """What back-propagation reaches on the mean."""
-    values = tops(lately(of(rows, method="backprop", components=components)))
+    values = tops(settled(of(rows, method="backprop", components=components)))
     return mean(values) if values else None
 
 
