@@ -7,11 +7,15 @@ from statistics import mean
 
 from grid import ALONE, LONGER, METHOD, TASKS
 from rows import (
+    DASH,
+    Paired,
+    by_seed,
     difference,
     like,
     lost,
     metric_of,
     of,
+    paired,
     reference,
     settled,
     tops,
@@ -27,7 +31,7 @@ AIMS = {
     "gpt": {1: 0.03},
 }
 """By task and delay: points, or bits per byte, that `mach` may lose against `backprop`, on the mean
-of the seeds."""
+of the seeds that both have."""
 _ANY_STALENESS = ("mach", "backprop", "dgl")
 """`mach` itself, and what is not late."""
 
@@ -47,17 +51,16 @@ def _not_behind(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterato
     """`mach` against back-propagation: with more samples, and with the same."""
     best, metric = reference(usual, TASKS[name].components), metric_of(usual)
 
-    def line(mine: list[float], most: float, how: str) -> Iterator[Line]:
-        if mine and best is not None:
-            behind = lost(mean(mine), best, metric)
-            what = f"{name}, {how}, {len(mine)} seeds"
-            yield [what, difference(behind, metric), f"≤ {most}", _met(behind <= most)]
+    def line(mine: Sequence[Row], most: float, how: str) -> Iterator[Line]:
+        if mine and best:
+            found = paired(by_seed(mine), by_seed(best), metric)
+            yield _line(f"{name}, {how}", found, metric, most)
 
     for delay, times in TASKS[name].longer:
-        mine, how = tops(settled(of(rows, kind=LONGER, delay=delay))), f"{times} times the samples"
+        mine, how = settled(of(rows, kind=LONGER, delay=delay)), f"{times} times the samples"
         yield from line(mine, 0, f"delay {delay}: {unit(metric)} that `mach` loses with {how}")
     for delay, most in AIMS[name].items():
-        mine = tops(of(usual, method="mach", delay=delay))
+        mine = of(usual, method="mach", delay=delay)
         yield from line(mine, most, f"delay {delay}: {unit(metric)} that `mach` loses")
 
 
@@ -65,19 +68,23 @@ def _rivals(usual: Sequence[Row], name: str) -> Iterator[Line]:
     """`mach` against every other method whose gradients are late."""
     metric = metric_of(usual)
     for delay in sorted({row["delay"] for row in usual if row["delay"] > 1}):
-        mine = tops(of(usual, method="mach", delay=delay))
-        others = {
-            row["method"]: tops(of(usual, method=row["method"], delay=delay))
-            for row in of(usual, delay=delay)
-            if row["method"] not in _ANY_STALENESS
-        }
-        others = {method: values for method, values in others.items() if values}
+        mine = of(usual, method="mach", delay=delay)
+        others = {row["method"] for row in of(usual, delay=delay)} - {*_ANY_STALENESS}
         if mine and others:
-            rival = min(others, key=lambda method: lost(mean(others[method]), 0.0, metric))
-            ahead = -lost(mean(mine), mean(others[rival]), metric)
+            found = {
+                method: paired(
+                    by_seed(mine), by_seed(of(usual, method=method, delay=delay)), metric
+                )
+                for method in sorted(others)
+            }
+            rival = max(found, key=lambda method: _nearness(found[method]))
             how = f"`mach` ahead of the best other, `{rival}`, {unit(metric)}"
-            what = f"{name}, delay {delay}: {how}"
-            yield [what, difference(ahead, metric), "> 0", _met(ahead > 0)]
+            yield _line(f"{name}, delay {delay}: {how}", found[rival], metric)
+
+
+def _nearness(found: Paired) -> float:
+    """How good a rival is."""
+    return float("-inf") if found.lost is None else found.lost
 
 
 def _small(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterator[Line]:
@@ -95,5 +102,21 @@ def _small(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterator[Lin
             yield [what, difference(ahead, metric), "> 0", _met(ahead > 0)]
 
 
-def _met(is_met: bool) -> str:
-    return "yes" if is_met else "**no**"
+def _line(what: str, found: Paired, metric: str, most: float | None = None) -> Line:
+    """A goal and whether it is met, which a run that diverges does not allow.
+
+    Args:
+        most: that may be lost; None: `mach` must be ahead.
+    """
+    behind, measured = found.lost, [f"{found.diverged} diverged"] * (found.diverged > 0)
+    is_met = False if found.diverged else None
+    if behind is not None:
+        measured.insert(0, difference(behind if most is not None else -behind, metric))
+        is_met = not found.diverged and (behind < 0 if most is None else behind <= most)
+    aim = "> 0" if most is None else f"≤ {most}"
+    return [f"{what}, {found.counted} seeds", ", ".join(measured) or DASH, aim, _met(is_met)]
+
+
+def _met(is_met: bool | None) -> str:
+    """None: not known."""
+    return DASH if is_met is None else "yes" if is_met else "**no**"

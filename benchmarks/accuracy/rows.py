@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from grid import NO_STUDENTS, Cell, Changes, order
 from stored import Row
 
+DASH = "–"
+Values = dict[int, float | None]
+"""By seed; None: it has diverged."""
 _NEAR = 0.03
 """Networks whose size differs by no more than this are of one size."""
 
@@ -77,10 +81,17 @@ def tops(rows: Iterable[Row]) -> list[float]:
     return [row["exits"][-1]["value"] for row in rows if row["exits"]]
 
 
-def reference(rows: Sequence[Row], components: int) -> float | None:
-    """What back-propagation reaches on the mean."""
-    values = tops(settled(of(rows, method="backprop", components=components)))
-    return mean(values) if values else None
+def by_seed(rows: Iterable[Row]) -> Values:
+    """The top exit of each seed, on the mean where a seed has several runs."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["seed"], []).extend(tops([row]))
+    return {seed: mean(values) if values else None for seed, values in found.items()}
+
+
+def reference(rows: Iterable[Row], components: int) -> list[Row]:
+    """The runs of back-propagation that others are compared with."""
+    return settled(of(rows, method="backprop", components=components))
 
 
 def like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
@@ -118,6 +129,38 @@ def better_is_more(metric: str) -> bool:
 def lost(value: float, reference: float, metric: str) -> float:
     """How much worse than the reference: points of accuracy, or bits per byte."""
     return 100 * (reference - value) if better_is_more(metric) else value - reference
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two groups of runs, compared seed by seed."""
+
+    lost: float | None
+    """By the first group against the second, on the mean of the pairs; None: there is none."""
+    pairs: int
+    """Seeds that both have brought to an end."""
+    of: int
+    """Seeds of the group that has more."""
+    diverged: int
+    """Seeds of the first group."""
+
+    @property
+    def counted(self) -> str:
+        """How many seeds it is from."""
+        return f"{self.pairs}" if self.pairs == self.of else f"{self.pairs} of {self.of}"
+
+
+def paired(mine: Values, others: Values, metric: str) -> Paired:
+    """The difference on the seeds that both have: two means of different seeds differ by the luck
+    of the seeds, too, and who diverges from the unlucky ones would gain."""
+    found = [
+        lost(value, other, metric)
+        for seed, value in mine.items()
+        if value is not None and (other := others.get(seed)) is not None
+    ]
+    diverged = sum(value is None for value in mine.values())
+    most = max(len(mine), len(others))
+    return Paired(mean(found) if found else None, len(found), most, diverged)
 
 
 def reached_after(curve: Sequence[Sequence[float]], goal: float, metric: str) -> int | None:

@@ -10,13 +10,16 @@ from statistics import mean
 from goals import AIMS, goals
 from grid import ALONE, METHOD, TASKS, TUNING
 from rows import (
+    DASH,
     at,
     better_is_more,
+    by_seed,
     chains,
     difference,
     like,
     lost,
     of,
+    paired,
     places,
     reached_after,
     reference,
@@ -28,8 +31,9 @@ from stored import Row
 
 from mach.provenance import commit_of
 
-DASH = "–"
 Line = Sequence[str]
+Entry = tuple[str, str]
+"""What is told of some runs, and of how many seeds it is."""
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -86,15 +90,16 @@ def _task(rows: Sequence[Row]) -> list[str]:
     samples = max(row["samples"] for row in methods or rows)
     blocks = [
         f"Equal samples ({samples:,}): {what}, mean (least .. most) of the seeds.",
-        _by_delay(methods, metric, lambda group, _: spread(tops(group), _show(metric))),
+        _by_delay(methods, lambda group, _: (spread(tops(group), _show(metric)), _seeds(group))),
     ]
-    if any(reference(methods, n) is not None for n in {row["components"] for row in methods}):
+    if tops(of(methods, method="backprop")):
         blocks += [
-            f"Lost against `backprop`, {unit(metric)}: the difference of the means.",
-            _by_delay(methods, metric, lambda group, best: _loss(group, best, metric)),
+            f"Lost against `backprop`, {unit(metric)}: the mean of the differences, seed by seed, "
+            "over the seeds that both have brought to an end.",
+            _by_delay(methods, lambda group, best: _loss(group, best, metric)),
             "Samples until the top exit is as good as `backprop` is at its end on the mean, as a "
             f"part of all samples; looked at every {_interval(ended):,} samples.",
-            _by_delay(methods, metric, lambda group, best: _reach(group, best, metric)),
+            _by_delay(methods, lambda group, best: (_reach(group, best, metric), _seeds(group))),
         ]
     blocks += ["Every exit, and every window (a window needs nothing below its first component)."]
     blocks += [_parts(methods, metric)]
@@ -112,10 +117,16 @@ def _interval(rows: Sequence[Row]) -> int:
     return int(max((row["curve"][0][0] for row in rows if row["curve"]), default=0))
 
 
-def _by_delay(
-    rows: Sequence[Row], metric: str, entry: Callable[[list[Row], float | None], str]
-) -> str:
-    """A line for each method and number of components, a column for each delay."""
+def _seeds(rows: Iterable[Row]) -> str:
+    return f"{len({row['seed'] for row in rows})}"
+
+
+def _by_delay(rows: Sequence[Row], entry: Callable[[list[Row], list[Row]], Entry]) -> str:
+    """A line for each method and number of components, a column for each delay.
+
+    Args:
+        entry: from some runs, and those of back-propagation.
+    """
     delays = sorted({row["delay"] for row in rows})
     lines = []
     for place in places(rows):
@@ -123,13 +134,15 @@ def _by_delay(
         cells = []
         for delay in delays:
             group = [row for row in mine if row["undelayed"] or row["delay"] == delay]
-            seeds = len({row["seed"] for row in group})
-            text = entry(group, best) if group else DASH
-            if group and not tops(group):
-                text = "diverged"
-            elif group and len(tops(group)) < len(group):
+            if not group:
+                cells.append(DASH)
+                continue
+            text, seeds = entry(group, best)
+            if not tops(group):
+                text, seeds = "diverged", _seeds(group)
+            elif len(tops(group)) < len(group):
                 text += f", {len(group) - len(tops(group))} diverged"
-            cells.append(text + (f" [{seeds}]" if group else ""))
+            cells.append(f"{text} [{seeds}]")
         lines.append([_name(*place), *cells])
     return table(["[seeds]", *(f"delay {d}" for d in delays)], lines)
 
@@ -139,17 +152,16 @@ def _name(method: str, components: int, changes: Sequence[str]) -> str:
     return told + (f" ({', '.join(changes)})" if changes else "")
 
 
-def _loss(group: list[Row], best: float | None, metric: str) -> str:
-    values = tops(group)
-    if best is None or not values:
-        return DASH
-    return difference(lost(mean(values), best, metric), metric)
+def _loss(group: list[Row], best: list[Row], metric: str) -> Entry:
+    found = paired(by_seed(group), by_seed(best), metric)
+    return DASH if found.lost is None else difference(found.lost, metric), found.counted
 
 
-def _reach(group: list[Row], best: float | None, metric: str) -> str:
-    if best is None:
+def _reach(group: list[Row], best: list[Row], metric: str) -> str:
+    if not tops(best):
         return DASH
-    found = [(reached_after(row["curve"], best, metric), row["samples"]) for row in group]
+    goal = mean(tops(best))
+    found = [(reached_after(row["curve"], goal, metric), row["samples"]) for row in group]
     parts = [after / samples for after, samples in found if after is not None]
     never = len(found) - len(parts)
     text = spread(parts, lambda part: f"{part:.2f}")
