@@ -269,7 +269,7 @@ def test_the_smallest_window_is_judged_beside_a_network_of_its_cost():
     text = tables.markdown([row("backprop"), row("mach", delay=4), alone])
     *_, line = text.split("\n\n")[1].splitlines()
     assert line.startswith("| mnist1d, delay 4: window 3..3 ahead of a network of its cost alone")
-    assert line.endswith("points | -10.00 | > 0 | **no** |")
+    assert line.endswith("points, 1 seeds | -10.00 | > 0 | **no** |")
 
 
 def test_mach_may_be_given_more_samples_to_be_as_good():
@@ -393,8 +393,43 @@ def test_exits_and_windows_are_compared_with_networks_of_their_size():
     alone = row("backprop", value=0.6, kind=grid.ALONE, components=2)
     alone["exits"] = [{"exit": 1, "value": 0.4, "params": 41, "flops": 15}]
     text = tables.markdown([row("mach", value=0.9), alone])
-    assert "| delay 0: window 3..3 | 15 | 50.00 | 40.00 | +10.00 |" in text
-    assert "| delay 0 | 40 | 90.00 | 40.00 | +50.00 |" in text
+    assert "| delay 0: window 3..3 | 15 | 50.00 | 40.00 | +10.00 [1] |" in text
+    assert "| delay 0 | 40 | 90.00 | 40.00 | +50.00 [1] |" in text
+
+
+def alone(seed, value, *changes):
+    """A row of a network that is as large as the window and as all that is trained."""
+    found = row("backprop", 0, seed, kind=grid.ALONE, components=2)
+    found["exits"] = [{"exit": 1, "value": value, "params": 40, "flops": 15}]
+    return {**found, "changes": [*changes, "model.width=140"]}
+
+
+def test_networks_trained_alone_are_compared_seed_by_seed_with_one_choice():
+    """The width is a network's size and no choice: two widths may be of one size."""
+    by_mach = [row("mach", 4, 0, value=0.9), row("mach", 4, 1, value=0.92)]
+    known = [alone(s, v, "optim.lr=1") for s, v in enumerate((0.4, 0.42, 0.5))]
+    known[1]["changes"][-1] = "model.width=141"
+    other = [alone(0, 0.9), alone(1, 0.9)]
+    rows = [*by_mach, *known, *other, row("mach", 4, value=0.1, changes=["optim.lr=2"])]
+    text = tables.markdown(rows)
+    own, same = "91.00 (90.00 .. 92.00)", "44.00 (40.00 .. 50.00)"
+    assert f"| delay 4: window 3..3 | 15 | 50.00 (50.00 .. 50.00) | {same} | +9.00 [2 of 3]" in text
+    assert f"| delay 4 | 40 | {own} | {same} | +50.00 [2 of 3] |" in text
+    ((what, *judged),) = goals(*rows)
+    assert what.endswith("window 3..3 ahead of a network of its cost alone, points, 2 of 3 seeds")
+    assert judged == ["+9.00", "> 0", "yes"]
+
+
+def test_a_window_of_a_chain_that_diverges_is_not_ahead():
+    known = [alone(0, 0.4), alone(1, 0.4)]
+    without = row("mach", 4, 2, changes=[grid.NO_STUDENTS], windows=[])
+    rows = [row("mach", 4, 0), gone("mach", 4, 1), without, gone("mach", 8, 0), *known]
+    assert [line[1:] for line in goals(*rows)] == [
+        ("+10.00, 1 diverged", "> 0", "**no**"),
+        ("1 diverged", "> 0", "**no**"),
+    ]
+    text = tables.markdown(rows)
+    assert "| 50.00 | 40.00 (40.00 .. 40.00) | +10.00, 1 diverged [1 of 2] |" in text
 
 
 def test_the_csv_has_a_line_for_every_exit_and_window():

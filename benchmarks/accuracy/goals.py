@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import mean
 
 from grid import ALONE, LONGER, METHOD, TASKS
 from rows import (
@@ -12,13 +11,11 @@ from rows import (
     by_seed,
     difference,
     like,
-    lost,
     metric_of,
     of,
     paired,
     reference,
     settled,
-    tops,
     unit,
 )
 from stored import Row
@@ -91,15 +88,14 @@ def _small(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterator[Lin
     """The smallest window, one student and one component, against a network of its cost."""
     metric, top = metric_of(usual), TASKS[name].components - 1
     known = [*of(rows, kind=ALONE), *of(rows, kind=METHOD, method="backprop")]
+    by_mach, window = of(usual, method="mach"), {"first": top, "last": top}
+    costs = [entry["flops"] for row in by_mach for entry in of(row["windows"], **window)]
+    alone = by_seed(like(known, "flops", costs[0])) if costs else {}
     for delay in AIMS[name]:
-        mine = of(usual, method="mach", delay=delay)
-        found = [entry for row in mine for entry in of(row["windows"], first=top, last=top)]
-        alone = tops(like(known, "flops", found[0]["flops"])) if found else []
-        if alone:
-            ahead = -lost(mean(entry["value"] for entry in found), mean(alone), metric)
+        mine = by_seed(of(by_mach, delay=delay), "windows", **window)
+        if mine and alone:
             how = f"window {top}..{top} ahead of a network of its cost alone, {unit(metric)}"
-            what = f"{name}, delay {delay}: {how}"
-            yield [what, difference(ahead, metric), "> 0", _met(ahead > 0)]
+            yield _line(f"{name}, delay {delay}: {how}", paired(mine, alone, metric), metric)
 
 
 def _line(what: str, found: Paired, metric: str, most: float | None = None) -> Line:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from grid import NO_STUDENTS, Cell, Changes, order
+from grid import ALONE, NO_STUDENTS, Cell, Changes, order
 from stored import Row
 
 DASH = "–"
@@ -35,6 +35,13 @@ def places(rows: Sequence[Row]) -> list[tuple[str, int, tuple[str, ...]]]:
 def chain_changes(row: Row) -> tuple[str, ...]:
     """What a run's chain differs in from `conf/`: with and without students it is the same."""
     return tuple(change for change in row["changes"] if change != NO_STUDENTS)
+
+
+def choice(row: Row) -> Changes:
+    """What was chosen for a run: of a network that is trained alone the width is none of it, but
+    its size."""
+    given = chain_changes(row)
+    return tuple(c for c in given if row["kind"] != ALONE or not c.startswith("model.width="))
 
 
 def chains(rows: Iterable[Row]) -> list[Row]:
@@ -70,10 +77,10 @@ def one_choice(rows: Sequence[Row]) -> list[Row]:
     as soon as it is known as well as the old one."""
     seeds: dict[Changes, set[int]] = {}
     for row in rows:
-        mine = chain_changes(row)
+        mine = choice(row)
         seeds[mine] = seeds.pop(mine, set()) | {row["seed"]}  # the last one to the end
     most = max(reversed(seeds), key=lambda changes: len(seeds[changes]), default=())
-    return [row for row in rows if chain_changes(row) == most]
+    return [row for row in rows if choice(row) == most]
 
 
 def tops(rows: Iterable[Row]) -> list[float]:
@@ -81,11 +88,19 @@ def tops(rows: Iterable[Row]) -> list[float]:
     return [row["exits"][-1]["value"] for row in rows if row["exits"]]
 
 
-def by_seed(rows: Iterable[Row]) -> Values:
-    """The top exit of each seed, on the mean where a seed has several runs."""
+def by_seed(rows: Iterable[Row], part: str = "exits", **which: int) -> Values:
+    """An exit or a window of each seed, on the mean where a seed has several runs.
+
+    Args:
+        part: exits or windows. Of a run without students nothing is known of the windows, except
+            that they are none where it diverges.
+        which: the exit's index or the window's ends; default: the top exit.
+    """
     found: dict[int, list[float]] = {}
     for row in rows:
-        found.setdefault(row["seed"], []).extend(tops([row]))
+        entries = of(row[part], **which) if which else row[part][-1:]
+        if entries or not row["exits"]:
+            found.setdefault(row["seed"], []).extend(entry["value"] for entry in entries)
     return {seed: mean(values) if values else None for seed, values in found.items()}
 
 
@@ -95,12 +110,13 @@ def reference(rows: Iterable[Row], components: int) -> list[Row]:
 
 
 def like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
-    """Runs whose whole network is of a size.
+    """Runs with one choice whose whole network is of a size.
 
     Args:
         what: params or flops.
     """
-    return [row for row in rows if row["exits"] and abs(row["exits"][-1][what] / size - 1) <= _NEAR]
+    ended = [row for row in rows if row["exits"]]
+    return one_choice([r for r in ended if abs(r["exits"][-1][what] / size - 1) <= _NEAR])
 
 
 # --- comparing -------------------------------------------------------------------------------

@@ -11,18 +11,19 @@ from goals import AIMS, goals
 from grid import ALONE, METHOD, TASKS, TUNING
 from rows import (
     DASH,
+    Values,
     at,
     better_is_more,
     by_seed,
     chains,
     difference,
     like,
-    lost,
     of,
     paired,
     places,
     reached_after,
     reference,
+    settled,
     shown,
     tops,
     unit,
@@ -201,53 +202,41 @@ def _mean_of(rows: Sequence[Row], part: str, metric: str, **wanted: int) -> str:
 def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
     """Equal inference cost, and equal parameters."""
     known = [*alone, *of(rows, method="backprop")]
-    by_mach = [row for row in of(rows, method="mach", components=_usual(rows)) if row["exits"]]
+    by_mach = settled(of(rows, method="mach", components=_usual(rows)))
+    delays = sorted({row["delay"] for row in by_mach if row["exits"]})
     lines = []
-    for delay in sorted({row["delay"] for row in by_mach}):
+    for delay in delays:
         group = of(by_mach, delay=delay)
-        whole = [row for row in group if row["windows"]] or group
+        whole = max(group, key=lambda row: (len(row["windows"]), len(row["exits"])))
         for part in ("exits", "windows"):
-            for entry in whole[0][part]:
+            for entry in whole[part]:
                 if part == "windows" and entry["last"] != _usual(rows) - 1:
                     continue
                 key = {k: entry[k] for k in ("exit", "first", "last") if k in entry}
                 name = f"exit {entry['exit']}" if "exit" in key else "window {first}..{last}"
-                own = [e["value"] for row in group for e in of(row[part], **key)]
-                same = like(known, "flops", entry["flops"])
-                lines.append(
-                    [
-                        f"delay {delay}: {name.format(**entry)}",
-                        f"{entry['flops']:,}",
-                        spread(own, _show(metric)),
-                        spread(tops(same), _show(metric)),
-                        _ahead(own, tops(same), metric),
-                    ]
-                )
-    head = ["equal inference cost: `mach`", "FLOPs / sample", "of the run", "alone", "ahead by"]
-    blocks = [table(head, lines)] if lines else []
+                own = by_seed(group, part, **key)
+                same = by_seed(like(known, "flops", entry["flops"]))
+                about = [f"delay {delay}: {name.format(**entry)}", f"{entry['flops']:,}"]
+                lines.append([*about, *_beside(own, same, metric)])
+    head = ["equal inference cost: `mach`", "FLOPs / sample", "of the run", "alone"]
+    blocks = [table([*head, "ahead by [seeds]"], lines)] if lines else []
     lines = []
-    for delay in sorted({row["delay"] for row in by_mach}):
+    for delay in delays:
         group = of(by_mach, delay=delay)
         params = max(row["trained_params"] for row in group)
-        same = like(known, "params", params)
-        own = tops(group)
-        lines.append(
-            [
-                f"delay {delay}",
-                f"{params:,}",
-                spread(own, _show(metric)),
-                spread(tops(same), _show(metric)),
-                _ahead(own, tops(same), metric),
-            ]
-        )
+        own, same = by_seed(group), by_seed(like(known, "params", params))
+        lines.append([f"delay {delay}", f"{params:,}", *_beside(own, same, metric)])
     head = ["equal parameters: `mach`, all that is trained", "parameters", "top exit", "alone"]
-    return [*blocks, table([*head, "ahead by"], lines)] if lines else blocks
+    return [*blocks, table([*head, "ahead by [seeds]"], lines)] if lines else blocks
 
 
-def _ahead(own: Sequence[float], other: Sequence[float], metric: str) -> str:
-    if not own or not other:
-        return DASH
-    return f"{-lost(mean(own), mean(other), metric):+.2f}"
+def _beside(own: Values, other: Values, metric: str) -> Line:
+    """Both, and by how much the first is ahead."""
+    found = paired(own, other, metric)
+    ahead = DASH if found.lost is None else difference(-found.lost, metric)
+    ahead += f", {found.diverged} diverged" * (found.diverged > 0)
+    ended = [[value for value in part.values() if value is not None] for part in (own, other)]
+    return [*(spread(part, _show(metric)) for part in ended), f"{ahead} [{found.counted}]"]
 
 
 def _environment(rows: Sequence[Row]) -> str:
