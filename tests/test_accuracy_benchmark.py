@@ -260,7 +260,7 @@ def test_aims_are_judged_on_whole_runs_by_the_mean():
     assert head == "| whole runs | measured | aim | met |"
     assert best.endswith("| +0.05 | ≤ 0.1 | yes |")
     assert worse.endswith("| +1.00 | ≤ 0.3 | **no** |")
-    assert rival.endswith("`ddg`, points, 1 seeds | -0.50 | > 0 | **no** |")
+    assert rival.endswith("`ddg` (as in `conf/`), points, 1 seeds | -0.50 | > 0 | **no** |")
 
 
 def test_the_smallest_window_is_judged_beside_a_network_of_its_cost():
@@ -286,7 +286,7 @@ def test_mach_may_be_given_more_samples_to_be_as_good():
     as_good, behind, ahead = text.split("\n\n")[1].splitlines()[2:]
     assert as_good.endswith("loses with 1.05 times the samples, 1 seeds | -0.010 | ≤ 0 | yes |")
     assert behind.endswith("bits per byte that `mach` loses, 1 seeds | +0.020 | ≤ 0.03 | yes |")
-    assert ahead.endswith("`ddg`, bits per byte, 1 seeds | +0.100 | > 0 | yes |")
+    assert ahead.endswith("`ddg` (as in `conf/`), bits per byte, 1 seeds | +0.100 | > 0 | yes |")
     assert "Equal samples (1,000)" in text
 
 
@@ -323,11 +323,30 @@ def test_the_best_other_is_found_seed_by_seed_and_may_diverge():
     rows += [row("ddg", 8, 0, value=0.85), gone("ddg", 8, 1), gone("dni", 8, 0)]
     rows += [row("features_replay", 8, s, value=v) for s, v in enumerate((0.86, 0.8))]
     ((what, *judged),) = goals(*rows)
-    assert what.endswith("`features_replay`, points, 2 seeds")
+    assert what.endswith("`features_replay` (as in `conf/`), points, 2 seeds")
     assert judged == ["+2.00", "> 0", "yes"]
     (line,) = goals(*rows[:4])
-    assert line[0].endswith("`ddg`, points, 1 of 2 seeds")
+    assert line[0].endswith("`ddg` (as in `conf/`), points, 1 of 2 seeds")
     assert line[1:] == ("+5.00", "> 0", "yes")
+
+
+def test_a_rival_that_was_not_tuned_is_told():
+    tuned, best = {"changes": ["optim.lr=1", grid.NO_STUDENTS]}, "ahead of the best other, `ddg`"
+    mach, ddg = row("mach", 8, value=0.9), row("ddg", 8, value=0.8)
+    ((what, *_, met),) = goals({**mach, **tuned}, ddg)
+    assert f": `mach` (tuned) {best} (as in `conf/`), " in what
+    assert met == "yes, rival not tuned"
+    ((what, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned})
+    assert f": `mach` (tuned) {best} (tuned), " in what
+    assert met == "yes"
+    ((what, *_, met),) = goals(mach, {**ddg, **tuned})
+    assert f": `mach` (as in `conf/`) {best} (tuned), " in what
+    assert met == "yes"
+    ((*_, met),) = goals({**mach, **tuned}, row("ddg", 8, value=0.95))
+    assert met == "**no**"
+    told = "Tuned on the validation split: `mach`. Not tuned, as in `conf/`: `backprop`, `ddg`."
+    assert told in tables.markdown([{**mach, **tuned}, ddg, row("backprop")])
+    assert ". Not tuned, as in `conf/`: `mach`.\n" in tables.markdown([mach])
 
 
 def goals(*rows):

@@ -10,6 +10,7 @@ from rows import (
     Paired,
     by_seed,
     difference,
+    is_tuned,
     like,
     metric_of,
     of,
@@ -62,21 +63,28 @@ def _not_behind(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterato
 
 
 def _rivals(usual: Sequence[Row], name: str) -> Iterator[Line]:
-    """`mach` against every other method whose gradients are late."""
+    """`mach` against every other method whose gradients are late.
+
+    Who was tuned is told: from rivals with the values of `conf/` a tuned `mach` wins too easily.
+    """
     metric = metric_of(usual)
     for delay in sorted({row["delay"] for row in usual if row["delay"] > 1}):
         mine = of(usual, method="mach", delay=delay)
         others = {row["method"] for row in of(usual, delay=delay)} - {*_ANY_STALENESS}
+        theirs = {other: of(usual, method=other, delay=delay) for other in sorted(others)}
+        found = {o: paired(by_seed(mine), by_seed(theirs[o]), metric) for o in theirs}
         if mine and others:
-            found = {
-                method: paired(
-                    by_seed(mine), by_seed(of(usual, method=method, delay=delay)), metric
-                )
-                for method in sorted(others)
-            }
-            rival = max(found, key=lambda method: _nearness(found[method]))
-            how = f"`mach` ahead of the best other, `{rival}`, {unit(metric)}"
-            yield _line(f"{name}, delay {delay}: {how}", found[rival], metric)
+            rival = max(found, key=lambda other: _nearness(found[other]))
+            best = f"`{rival}` {_from(theirs[rival])}"
+            how = f"`mach` {_from(mine)} ahead of the best other, {best}, {unit(metric)}"
+            unfair = is_tuned(mine) and not is_tuned(theirs[rival])
+            but = ", rival not tuned" * unfair
+            yield _line(f"{name}, delay {delay}: {how}", found[rival], metric, but=but)
+
+
+def _from(rows: Sequence[Row]) -> str:
+    """Where the values come from that some runs have."""
+    return "(tuned)" if is_tuned(rows) else "(as in `conf/`)"
 
 
 def _nearness(found: Paired) -> float:
@@ -98,11 +106,12 @@ def _small(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterator[Lin
             yield _line(f"{name}, delay {delay}: {how}", paired(mine, alone, metric), metric)
 
 
-def _line(what: str, found: Paired, metric: str, most: float | None = None) -> Line:
+def _line(what: str, found: Paired, metric: str, most: float | None = None, but: str = "") -> Line:
     """A goal and whether it is met, which a run that diverges does not allow.
 
     Args:
         most: that may be lost; None: `mach` must be ahead.
+        but: what is to be said where it is met.
     """
     behind, measured = found.lost, [f"{found.diverged} diverged"] * (found.diverged > 0)
     is_met = False if found.diverged else None
@@ -110,9 +119,9 @@ def _line(what: str, found: Paired, metric: str, most: float | None = None) -> L
         measured.insert(0, difference(behind if most is not None else -behind, metric))
         is_met = not found.diverged and (behind < 0 if most is None else behind <= most)
     aim = "> 0" if most is None else f"≤ {most}"
-    return [f"{what}, {found.counted} seeds", ", ".join(measured) or DASH, aim, _met(is_met)]
+    return [f"{what}, {found.counted} seeds", ", ".join(measured) or DASH, aim, _met(is_met, but)]
 
 
-def _met(is_met: bool | None) -> str:
+def _met(is_met: bool | None, but: str) -> str:
     """None: not known."""
-    return DASH if is_met is None else "yes" if is_met else "**no**"
+    return DASH if is_met is None else f"yes{but}" if is_met else "**no**"

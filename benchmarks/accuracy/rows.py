@@ -44,6 +44,11 @@ def choice(row: Row) -> Changes:
     return tuple(c for c in given if row["kind"] != ALONE or not c.startswith("model.width="))
 
 
+def is_tuned(rows: Iterable[Row]) -> bool:
+    """Whether something was chosen for them, in contrast to the values of `conf/`."""
+    return any(choice(row) for row in rows)
+
+
 def chains(rows: Iterable[Row]) -> list[Row]:
     """Each chain once: of one that was trained with students and without, the run with them."""
     kept: dict[tuple[object, ...], Row] = {}

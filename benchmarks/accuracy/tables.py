@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 
 from goals import AIMS, goals
-from grid import ALONE, METHOD, TASKS, TUNING
+from grid import ALONE, METHOD, TASKS, TUNING, order
 from rows import (
     DASH,
     Values,
@@ -17,6 +17,7 @@ from rows import (
     by_seed,
     chains,
     difference,
+    is_tuned,
     like,
     of,
     paired,
@@ -90,7 +91,8 @@ def _task(rows: Sequence[Row]) -> list[str]:
     what = "accuracy of the top exit, %" if better_is_more(metric) else "bits per byte, top exit"
     samples = max(row["samples"] for row in methods or rows)
     blocks = [
-        f"Equal samples ({samples:,}): {what}, mean (least .. most) of the seeds.",
+        f"Equal samples ({samples:,}): {what}, mean (least .. most) of the seeds. "
+        + _tuned(methods),
         _by_delay(methods, lambda group, _: (spread(tops(group), _show(metric)), _seeds(group))),
     ]
     if tops(of(methods, method="backprop")):
@@ -116,6 +118,14 @@ def _show(metric: str) -> Callable[[float], str]:
 
 def _interval(rows: Sequence[Row]) -> int:
     return int(max((row["curve"][0][0] for row in rows if row["curve"]), default=0))
+
+
+def _tuned(rows: Sequence[Row]) -> str:
+    """Which methods were tuned, and which were not."""
+    said = {"Tuned on the validation split": True, "Not tuned, as in `conf/`": False}
+    found = {what: {r["method"] for r in rows if is_tuned([r]) == so} for what, so in said.items()}
+    lists = {what: ", ".join(f"`{m}`" for m in order(names)) for what, names in found.items()}
+    return " ".join(f"{what}: {methods}." for what, methods in lists.items() if methods)
 
 
 def _seeds(rows: Iterable[Row]) -> str:
