@@ -414,6 +414,7 @@ def test_exits_and_windows_are_compared_with_networks_of_their_size():
     text = tables.markdown([row("mach", value=0.9), alone])
     assert "| delay 0: window 3..3 | 15 | 50.00 | 40.00 | +10.00 [1] |" in text
     assert "| delay 0 | 40 | 90.00 | 40.00 | +50.00 [1] |" in text
+    assert "| delay 0: exit 0 | 20 | 87.00 | – | – |" in text
 
 
 def alone(seed, value, *changes):

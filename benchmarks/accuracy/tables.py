@@ -243,10 +243,12 @@ def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
 def _beside(own: Values, other: Values, metric: str) -> Line:
     """Both, and by how much the first is ahead."""
     found = paired(own, other, metric)
-    ahead = DASH if found.lost is None else difference(-found.lost, metric)
-    ahead += f", {found.diverged} diverged" * (found.diverged > 0)
+    ahead = DASH
+    if found.lost is not None:
+        gone = f", {found.diverged} diverged" * (found.diverged > 0)
+        ahead = f"{difference(-found.lost, metric)}{gone} [{found.counted}]"
     ended = [[value for value in part.values() if value is not None] for part in (own, other)]
-    return [*(spread(part, _show(metric)) for part in ended), f"{ahead} [{found.counted}]"]
+    return [*(spread(part, _show(metric)) for part in ended), ahead]
 
 
 def _environment(rows: Sequence[Row]) -> str:
