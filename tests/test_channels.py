@@ -159,6 +159,17 @@ def test_a_slow_receiver_stops_the_sender_by_credits(channel):
     close(sender, receiver)
 
 
+def test_an_end_of_stream_that_nobody_takes_in_is_reported_in_time():
+    edge = Edge(1, 2, TensorSpec(SHAPE), 2)
+    sender, receiver, *_ = both_ends("gloo", edge, timeout_s=0.5)
+    for microbatch in range(2):  # the target has taken nothing, so the end waits behind them
+        sender.send(train(microbatch), payload(microbatch))
+    with pytest.raises(ChannelTimeoutError, match=r"component 2 .* waited 0.5 s"):
+        sender.close()
+    sender.abort()
+    receiver.abort()
+
+
 def test_an_end_knows_whether_it_would_have_to_wait(channel):
     sender, receiver, source, _ = channel(credits=1)
     assert sender.ready()

@@ -49,7 +49,7 @@ from mach.channels.pair import (
     connect_pair,
     reason,
 )
-from mach.errors import ChannelError, PeerLostError
+from mach.errors import ChannelError, ChannelTimeoutError, PeerLostError
 
 
 class _Staging:
@@ -150,9 +150,20 @@ class GlooSender(Sender):
         slot.header = header
         self._ended = True
         self._enqueue(slot, None)
-        self._until_end.join(self._timeout_s)
+        self._await_end(header)
         if self._wire.error is not None:
             raise self._lost(header)
+
+    def _await_end(self, header: Header) -> None:
+        """Until all is taken in, each frame within the deadline of the one before it."""
+        while self._until_end.is_alive():
+            free = len(self._free)
+            self._until_end.join(self._timeout_s)
+            if self._until_end.is_alive() and len(self._free) == free:
+                raise ChannelTimeoutError(
+                    f"{self.edge.name} at {header}: component {self.edge.target} did not take in "
+                    f"the last frames; waited {self._timeout_s:g} s"
+                )
 
     def abort(self) -> None:
         self._wire.abort()

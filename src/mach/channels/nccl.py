@@ -112,7 +112,11 @@ class _Pair:
             group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, 2, options)
             group.eager_connect_single_device(queue.device)
         self._pg = cast(Pair, group)
-        self._warm_up(edge, queue, rank, timeout_s)
+        try:
+            self._warm_up(edge, queue, rank, timeout_s)
+        except BaseException:  # nobody holds this pair yet
+            self.abort()
+            raise
 
     def send(self, payload: Tensor, ready: torch.cuda.Event) -> dist.Work:
         with torch.cuda.stream(self._stream):
@@ -166,17 +170,21 @@ class NcclSender(Sender):
         self._announced: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._changed = Condition()
         self._error: BaseException | None = None
-        self._control = GlooSender(
-            Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
-            dist.PrefixStore("control", store),
-            torch.device("cpu"),
-            timeout_s,
-            start_s,
-            on_sent=self._taken_in,
-            on_error=self._fail,
-            on_change=on_change,
-            listen=listen,
-        )
+        try:
+            self._control = GlooSender(
+                Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
+                dist.PrefixStore("control", store),
+                torch.device("cpu"),
+                timeout_s,
+                start_s,
+                on_sent=self._taken_in,
+                on_error=self._fail,
+                on_change=on_change,
+                listen=listen,
+            )
+        except BaseException:  # nobody holds this end yet
+            self._pair.abort()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -290,17 +298,21 @@ class NcclReceiver(Receiver):
         self._ended = False
         self._changed = Condition()
         self._error: BaseException | None = None
-        self._control = GlooReceiver(
-            Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
-            dist.PrefixStore("control", store),
-            torch.device("cpu"),
-            timeout_s,
-            start_s,
-            on_arrival=self._announced,
-            on_error=self._fail,
-            on_change=on_change,
-            listen=listen,
-        )
+        try:
+            self._control = GlooReceiver(
+                Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
+                dist.PrefixStore("control", store),
+                torch.device("cpu"),
+                timeout_s,
+                start_s,
+                on_arrival=self._announced,
+                on_error=self._fail,
+                on_change=on_change,
+                listen=listen,
+            )
+        except BaseException:  # nobody holds this end yet
+            self._pair.abort()
+            raise
 
     @property
     def alive(self) -> bool:
