@@ -8,6 +8,8 @@ from torch import nn
 
 from clouds import make
 from images import images, make_resnet
+from mach.config import OptimConfig
+from mach.errors import CheckpointError
 from mach.optim import Optimizer
 from mach.trainer import Assembly
 
@@ -79,6 +81,52 @@ def test_a_kernels_momentum_is_saved_and_goes_on_where_it_was():
     after.load_state(saved)
     whole = stepped(first, before, [2, 3])
     assert torch.equal(stepped(second, after, [2, 3]), whole)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_what_an_optimizer_remembers_lies_as_its_parameter_does_after_a_resume(name):
+    """Fused kernels go through both as they lie in memory."""
+    torch.manual_seed(0)
+    start = torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    gradients = torch.randn(4, 6, 4, 3, 3).to(memory_format=torch.preserve_format)
+
+    def stepped(kernel, optimizer, steps):
+        for step in steps:
+            kernel.grad = gradients[step].contiguous(memory_format=torch.channels_last)
+            optimizer.step(step)
+        return kernel.detach()
+
+    def optimizer_of_rest(kernel):
+        return Optimizer({"k": kernel}.items(), OptimConfig(name=name), steps=STEPS)
+
+    first = nn.Parameter(start.clone())
+    before = optimizer_of_rest(first)
+    stepped(first, before, [0, 1])
+    saved = {n: torch.empty(v.shape, dtype=v.dtype).copy_(v) for n, v in before.state().items()}
+    second = nn.Parameter(first.detach().clone())
+    after = optimizer_of_rest(second)
+    after.load_state(saved)
+    whole = stepped(first, before, [2, 3]).clone()
+    kept = {n: v.clone() for n, v in saved.items()}
+    assert torch.equal(stepped(second, after, [2, 3]), whole)
+    assert all(torch.equal(saved[n], kept[n]) for n in saved), "what was saved is not stepped"
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [("muon", "adamw"), ("muon", "sgd"), ("sgd", "adamw"), ("adamw", "sgd")]
+)
+def test_the_state_of_another_optimizer_is_refused_by_name(was, now):
+    kernel, bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+
+    def made(name):
+        named = {"k": kernel, "b": bias}.items()
+        return Optimizer(named, OptimConfig(name=name), steps=STEPS, matrices=frozenset({"k"}))
+
+    before = made(was)
+    kernel.grad, bias.grad = torch.ones(4, 3), torch.ones(4)
+    before.step(0)
+    with pytest.raises(CheckpointError, match=f"optim.name={now}: expected of [kb] what it rem"):
+        made(now).load_state(before.state())
 
 
 def test_muon_takes_the_kernels_of_a_residual_network_and_adamw_its_norms():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mach.config import OptimConfig
+from mach.errors import CheckpointError
 from mach.muon import Muon
 
 
@@ -136,12 +137,43 @@ class Optimizer:
         return name.rpartition("/")[0] in self._named
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned in another process; every entry must be owned."""
+        """Take over what `state` returned in another process; every entry must be owned.
+
+        Raises:
+            CheckpointError: it is of another kind of optimizer.
+        """
         owner = {id(p): o for o, _ in self._optimizers for g in o.param_groups for p in g["params"]}
+        kept: dict[str, set[str]] = {}
+        for name in state:
+            parameter_name, _, key = name.rpartition("/")
+            kept.setdefault(parameter_name, set()).add(key)
+        for name, found in kept.items():
+            expected = _REMEMBERED[type(owner[id(self._stepped[name])])]
+            if found != expected:
+                raise CheckpointError(
+                    f"optim.name={self._config.name}: expected of {name} what it remembers "
+                    f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
+                    "optimizer. Go on with the one of the checkpoint: its config.yaml has the name."
+                )
         for name, value in state.items():
             parameter_name, _, key = name.rpartition("/")
             parameter = self._stepped[parameter_name]
-            owner[id(parameter)].state[parameter][key] = value.to(parameter.device)
+            # Laid out as the parameter is: fused kernels go through both as they lie in memory.
+            like = parameter if value.shape == parameter.shape else value
+            own = torch.empty_like(
+                like, dtype=value.dtype, device=parameter.device, requires_grad=False
+            )
+            owner[id(parameter)].state[parameter][key] = own.copy_(value)
+
+
+_REMEMBERED: dict[type, set[str]] = {
+    Muon: {"momentum_buffer"},
+    torch.optim.Muon: {"momentum_buffer"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.NAdam: {"step", "exp_avg", "exp_avg_sq", "mu_product"},
+}
+"""The tensors that each keeps of a parameter."""
 
 
 class _Matrix:

@@ -290,6 +290,8 @@ class Component:
         """Go on after optimizer step `step`, with nothing in flight."""
         assert not self.pending
         self.version = step
+        if self._stash is not None:
+            self._stash.advance()  # the weights are others
         if self.predictor is not None:
             self.predictor.resume(step)
         if self.student is not None:
