@@ -140,12 +140,12 @@ class Supervision:
         if fall.code == REFUSED:
             return [Event(k, "refused", f"component {k} refused: {fall.short}"), Stop(k, fall)]
         if one.finished:  # nothing is lost: it has saved, and only served its neighbours since
-            return [
-                Event(k, "exhausted", f"component {k} ended after its last step ({fall.short})")
-            ]
-        if self._rules.on_exhausted == "stop":
+            text = f"component {k} ended after its last step ({fall.short})"
+            answers: list[Answer] = [Event(k, "exhausted", text), GiveUp(k)]
+        elif self._rules.on_exhausted == "stop":
             return [self._exhausted(k, fall, "the run stops"), Stop(k, fall)]
-        answers = [self._exhausted(k, fall, "the run goes on without it"), GiveUp(k)]
+        else:
+            answers = [self._exhausted(k, fall, "the run goes on without it"), GiveUp(k)]
         if all(other.state == "gone" for other in self.components):
             answers.append(Stop(k, fall))
         return answers
