@@ -249,6 +249,15 @@ def test_half_a_manifest_is_passed_over(a_copy):
     assert found is None or found.step < 60
 
 
+def test_a_chain_without_students_is_evaluated_on_the_way_where_it_begins(tmp_path):
+    """Above that there is nothing to evaluate: what a component is given comes from below."""
+    done = run([*GANG, "student=none", "eval.every=20", "out=run"], tmp_path)
+    assert done.code == 0, done
+    told = [[r for r in lines(tmp_path / "run", k) if "eval_loss" in r] for k in range(3)]
+    assert {record["step"] for record in told[0]} == {20, 40, 60}
+    assert told[1:] == [[], []]
+
+
 # --- a full disk -----------------------------------------------------------------------------
 
 
@@ -297,6 +306,32 @@ def a_chain():
     assembly = Assembly(config, clouds().task)
     component, optimizers = assembly.component(0, torch.device("cpu"))
     return component, optimizers, config
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["schedule=free", "delay=1", "launch=gang"],
+        ["schedule=free", "delay=1", "launch=supervised", "launch.max_restarts=0"],
+        ["launch=gang"],
+        ["launch=inprocess"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_whose_last_checkpoint_finds_no_room_fails_and_says_so(small_disk, tmp_path, how):
+    run_dir, logs = small_disk / "run", tmp_path / "logs"
+    run_dir.mkdir()
+    logs.mkdir()
+    (run_dir / "logs").symlink_to(logs)
+    ballast = fill(small_disk)
+    os.truncate(ballast, ballast.stat().st_size - (256 << 10))  # enough for all but the weights
+    wide = ["components=2", "model.width=256", "steps=10"]
+    done = run([*TRAIN, *SMALL, *how, *wide, f"out={run_dir}"], tmp_path)
+    assert done.code == 1, done
+    assert "the checkpoint of the last step, 10, could not be written" in done.stderr, done
+    assert not (run_dir / "result.json").exists()
+    assert any("loss" in line for line in lines(run_dir, 0)), "what was learnt is told"
+    assert_none_left(tmp_path)
 
 
 def test_training_goes_on_while_the_disk_is_full(small_disk, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,67 @@ def test_a_checkpoint_without_a_manifest_is_none(tmp_path):
     chain(config, clouds(), tmp_path / "whole")
     assert_same_tensors(folder / "step-6", tmp_path / "whole/checkpoints/step-6")
     assert checkpoint_steps(tmp_path) == [4, 6]
+
+
+def test_what_a_start_that_ended_had_saved_completes_no_checkpoint_of_the_next(tmp_path):
+    """The store outlives a start. 1 and 2 had saved step 10 when 0 died: in the next start the
+    files of 0 are not those that 1 and 2 are about to write anew."""
+    config = make(3, steps=20, checkpoint={"every": 5, "keep": 1})
+    store = dist.HashStore()
+
+    def save(step, k, start):
+        weights = {"w": torch.full((4,), float(start))}
+        return checkpoint.save_together(tmp_path, step, k, weights, config, store, None, start)
+
+    for k in range(3):
+        save(5, k, 0)
+    for k in (1, 2):
+        save(10, k, 0)
+    save(10, 0, 1)
+    assert checkpoint_steps(tmp_path) == [5]
+    save(10, 1, 1)
+    assert checkpoint_steps(tmp_path) == [5]
+    save(10, 2, 1)
+    assert checkpoint_steps(tmp_path) == [10]
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    checkpoint.verify(found)
+
+
+def test_a_damaged_manifest_of_an_earlier_checkpoint_stops_no_save(tmp_path):
+    config = make(1, steps=20, checkpoint={"every": 5, "keep": 2})
+    store = dist.HashStore()
+    save = partial(checkpoint.save_together, k=0, tensors={"w": torch.ones(4)}, config=config)
+    assert save(tmp_path, 5, store=store)
+    (tmp_path / "checkpoints/step-5/manifest.json").write_text("half")
+    with pytest.warns(UserWarning, match=r"step-5.*damaged"):
+        assert save(tmp_path, 10, store=store)
+    assert checkpoint_steps(tmp_path) == [10], "the damaged one is none, and older"
+    shutil.copytree(tmp_path / "checkpoints/step-10", tmp_path / "checkpoints/step-5")
+    (tmp_path / "checkpoints/step-5/manifest.json").write_text("half")
+    with pytest.warns(UserWarning, match=r"step-5.*damaged"):
+        found = checkpoint.latest_of(tmp_path, 0)
+    assert found is not None
+    assert found.step == 10
+
+
+def test_a_component_that_goes_on_from_a_finished_run_knows_the_life_it_had(tmp_path):
+    """Its own manifest says it, and that of all components does not."""
+    config = make(1, steps=5, schedule="free")
+    files = checkpoint.save(tmp_path, 5, 0, {"w": torch.ones(4)})
+    checkpoint.seal(tmp_path, 5, 0, files, config, life=3)
+    assert checkpoint_steps(tmp_path) == [5]
+    found = checkpoint.latest_of(tmp_path, 0)
+    assert found is not None
+    assert found.manifest["life"] == 3
+
+
+def test_a_run_that_goes_on_evaluates_at_the_step_it_has(tmp_path):
+    config = make(1, checkpoint={"every": 3}, report={"wandb": "off"})
+    chain(config, clouds(), tmp_path / "old")
+    again = replace(config, resume=str(tmp_path / "old"))
+    chain(again, clouds(), tmp_path / "new")
+    assert [line["step"] for line in lines(tmp_path / "new", 0) if "eval_loss" in line] == [6]
 
 
 def test_a_run_killed_before_its_first_checkpoint_goes_back_to_where_it_began(tmp_path):

@@ -11,7 +11,15 @@ writes the manifest.
 
 from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, part, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
-from mach.checkpoint.saving import complete, save, save_together, seal, warm_up, write_manifest
+from mach.checkpoint.saving import (
+    complete,
+    save,
+    save_together,
+    seal,
+    unsaved,
+    warm_up,
+    write_manifest,
+)
 from mach.checkpoint.state import tensors_of
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "save_together",
     "seal",
     "tensors_of",
+    "unsaved",
     "verify",
     "warm_up",
     "write_manifest",

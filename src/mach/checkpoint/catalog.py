@@ -52,7 +52,8 @@ def latest_of(run_dir: Path, k: int) -> Checkpoint | None:
     Raises:
         CheckpointError: there are some, and all are damaged.
     """
-    found = sorted([*saved_alone(run_dir, k), *complete_ones(run_dir)], key=lambda c: c.step)
+    # Of the same step its own comes last, and is taken first: that one knows its life.
+    found = sorted([*intact_ones(run_dir), *saved_alone(run_dir, k)], key=lambda c: c.step)
     damage: CheckpointError | None = None
     for candidate in reversed(found):
         try:
@@ -112,19 +113,33 @@ def verify(checkpoint: Checkpoint, component: int | None = None) -> None:
 
 
 def complete_ones(run_dir: Path) -> list[Checkpoint]:
+    """What all components have saved together, oldest first.
+
+    Raises:
+        CheckpointError: a manifest is damaged.
+    """
     manifests = (run_dir / CHECKPOINTS).glob(f"step-*/{MANIFEST}")
     found = [Checkpoint(path.parent, read_manifest(path)) for path in manifests]
     return sorted(found, key=lambda c: c.step)
 
 
+def intact_ones(run_dir: Path) -> list[Checkpoint]:
+    """The same, where a damaged manifest is passed over, with a warning."""
+    return _intact(run_dir, MANIFEST)
+
+
 def saved_alone(run_dir: Path, k: int) -> list[Checkpoint]:
     """What component k has saved by itself, oldest first; a damaged manifest is passed over."""
+    return _intact(run_dir, own_manifest(k))
+
+
+def _intact(run_dir: Path, manifest: str) -> list[Checkpoint]:
     found = []
-    for path in (run_dir / CHECKPOINTS).glob(f"step-*/{own_manifest(k)}"):
+    for path in (run_dir / CHECKPOINTS).glob(f"step-*/{manifest}"):
         try:
             found.append(Checkpoint(path.parent, read_manifest(path)))
         except CheckpointError as error:
-            warnings.warn(f"component {k}: {error}", stacklevel=2)
+            warnings.warn(str(error), stacklevel=3)
     return sorted(found, key=lambda c: c.step)
 
 

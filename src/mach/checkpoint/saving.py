@@ -19,8 +19,8 @@ from torch import Tensor
 from mach.checkpoint.catalog import (
     FORMAT,
     MANIFEST,
-    complete_ones,
     digest_of,
+    intact_ones,
     own_manifest,
     part,
     read_manifest,
@@ -63,10 +63,14 @@ def save(
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise SaveError(
-            f"{folder}: the checkpoint of step {step} could not be written: "
-            f"{_root_of(error)}. Training goes on, the last good checkpoint stays. Make room."
-        ) from error
+        raise _failed(folder, step, error) from error
+
+
+def _failed(path: Path, step: int, error: BaseException) -> SaveError:
+    return SaveError(
+        f"{path}: the checkpoint of step {step} could not be written: "
+        f"{_root_of(error)}. Training goes on, the last good checkpoint stays. Make room."
+    )
 
 
 def _write(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -95,14 +99,21 @@ def complete(
     config: Config,
     store: dist.Store,
     tokenizer: Tokenizer | None = None,
+    start: int = 0,
 ) -> None:
-    """Tell that component k has saved; the last one in writes the manifest and prunes."""
-    store.set(f"saved/{step}/{k}", json.dumps(files))
-    if store.add(f"saved/{step}/count", 1) < config.components:
+    """Tell that component k has saved; the last one in writes the manifest and prunes.
+
+    Args:
+        start: how often the group was started before. What a start that ended had told says nothing
+            of the files of this one.
+    """
+    here = f"saved/{start}/{step}"
+    store.set(f"{here}/{k}", json.dumps(files))
+    if store.add(f"{here}/count", 1) < config.components:
         return
     every: dict[str, str] = {}
     for other in range(config.components):
-        every |= json.loads(store.get(f"saved/{step}/{other}"))
+        every |= json.loads(store.get(f"{here}/{other}"))
     write_manifest(run_dir, step, every, config, tokenizer)
 
 
@@ -114,12 +125,13 @@ def save_together(
     config: Config,
     store: dist.Store,
     tokenizer: Tokenizer | None = None,
+    start: int = 0,
 ) -> bool:
     """Write component k's part of a checkpoint of all. What cannot be written is told: training
     goes on. Returns whether it is written."""
     try:
         files = save(run_dir, step, k, tensors)
-        complete(run_dir, step, k, files, config, store, tokenizer)
+        complete(run_dir, step, k, files, config, store, tokenizer, start)
     except SaveError as error:
         print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
         return False
@@ -133,9 +145,17 @@ def write_manifest(
     config: Config,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Make a checkpoint of what all components have written, and drop those over `keep`."""
+    """Make a checkpoint of what all components have written, and drop those over `keep`.
+
+    Raises:
+        SaveError: there is no room for the manifest.
+    """
     manifest = _manifest(step, files, config, tokenizer)
-    write_atomically(step_dir(run_dir, step) / MANIFEST, json.dumps(manifest, indent=1))
+    path = step_dir(run_dir, step) / MANIFEST
+    try:
+        write_atomically(path, json.dumps(manifest, indent=1))
+    except OSError as error:
+        raise _failed(path, step, error) from error
     _prune(run_dir, config.checkpoint.keep)
 
 
@@ -167,6 +187,15 @@ def seal(
         write_manifest(run_dir, step, every, config, tokenizer)
 
 
+def unsaved(step: int) -> SaveError:
+    """What a run ends with whose last checkpoint could not be written."""
+    return SaveError(
+        f"the checkpoint of the last step, {step}, could not be written (said above), so this run "
+        "has no result; its log is whole. Make room, and go on from its last good checkpoint: "
+        "resume=auto"
+    )
+
+
 def _manifest(
     step: int, files: dict[str, str], config: Config, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
@@ -183,7 +212,7 @@ def _manifest(
 
 def _prune(run_dir: Path, keep: int) -> None:
     """Drop all but the last `keep` complete checkpoints, and incomplete ones older than those."""
-    oldest_kept = complete_ones(run_dir)[-keep:][0].step
+    oldest_kept = intact_ones(run_dir)[-keep:][0].step
     for folder in (run_dir / CHECKPOINTS).glob("step-*"):
         if step_of(folder) < oldest_kept:
             shutil.rmtree(folder, ignore_errors=True)

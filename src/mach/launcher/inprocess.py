@@ -34,16 +34,20 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         DivergedError: a loss is no longer finite.
+        SaveError: the last checkpoint could not be written.
     """
     dataset = open_dataset(config.data)
     start = resume_point(config, run_dir, 0)
     first_step, began_from = (0, None) if start is None else (start.step, start.path)
     saved = dist.HashStore()  # counts who has saved, as the run's store does
+    unsaved: list[int] = []
 
     def save(k: int, step: int) -> None:
         tensors = checkpoint.tensors_of(oracle.trainers[k].worker.component, oracle.optimizers[k])
         if checkpoint.save_together(run_dir, step, k, tensors, config, saved, dataset.tokenizer):
             reporters[k].saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
+        elif step == config.steps:
+            unsaved.append(k)
 
     with threads_of_a_rank(config, config.components), ExitStack() as stack:
         components = range(config.components)
@@ -61,6 +65,8 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
             stack.enter_context(traced(config, run_dir, trainer.worker, told))
         with Progress(run_dir, config.components, config.steps, config.report.progress):
             result = oracle.run()
+    if unsaved:
+        raise checkpoint.unsaved(config.steps)
     runfolder.write_result(run_dir, result)
     return result
 

@@ -172,6 +172,8 @@ class _Life:
         if last:
             self._state = "saving"
             self._saver.wait()
+            if self._saver.saved < step:
+                raise checkpoint.unsaved(step)
             self._state = "done"
             outcome = self._trainer.outcome()
             self._roster.finish(self._seat.rank.index, outcome.to_json())

@@ -47,6 +47,8 @@ def train_ordered(seat: Seat) -> None:
         with traced(config, seat.run_dir, worker, hooks, rank.restarts):
             outcome = Trainer(config, worker, seat.optimizers, seat.task, actions, hooks).run()
         channels.close_up()
+        if hooks.unsaved:
+            raise checkpoint.unsaved(config.steps)
     _publish(seat, outcome)
 
 
@@ -55,6 +57,8 @@ class Hooks:
 
     def __init__(self, seat: Seat, reporter: Reporter, faults: Faults) -> None:
         self._seat, self._reporter, self._faults = seat, reporter, faults
+        self.unsaved = False
+        """Whether the last checkpoint could not be written."""
         faults.reached(seat.first_step)
 
     def logged(self, record: dict[str, Any]) -> None:
@@ -71,9 +75,21 @@ class Hooks:
         if step == seat.first_step or not seat.config.saves_at(step):
             return
         tensors = checkpoint.tensors_of(seat.component, seat.optimizers)
-        k, store, run_dir = seat.rank.index, seat.rank.store, seat.run_dir
-        if checkpoint.save_together(run_dir, step, k, tensors, seat.config, store, seat.tokenizer):
-            self._reporter.saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
+        rank, run_dir = seat.rank, seat.run_dir
+        is_saved = checkpoint.save_together(
+            run_dir,
+            step,
+            rank.index,
+            tensors,
+            seat.config,
+            rank.store,
+            seat.tokenizer,
+            rank.restarts,
+        )
+        self.unsaved = not is_saved
+        if is_saved:
+            part = checkpoint.part(run_dir, step, rank.index)
+            self._reporter.saved(Artifact("checkpoint", step, part))
 
 
 def _break(channels: Channels) -> None:
@@ -86,10 +102,11 @@ def _break(channels: Channels) -> None:
 def _publish(seat: Seat, outcome: Outcome) -> None:
     """Report what this component found; the last one in writes the run's result."""
     rank, config = seat.rank, seat.config
-    rank.store.set(f"outcome/{rank.index}", outcome.to_json())
-    if rank.store.add("outcome/count", 1) < rank.size:
+    here = f"outcome/{rank.restarts}"  # a start that ended may have told some already
+    rank.store.set(f"{here}/{rank.index}", outcome.to_json())
+    if rank.store.add(f"{here}/count", 1) < rank.size:
         return
-    outcomes = [Outcome.from_json(rank.store.get(f"outcome/{k}")) for k in range(rank.size)]
+    outcomes = [Outcome.from_json(rank.store.get(f"{here}/{k}")) for k in range(rank.size)]
     result = result_of(
         config,
         seat.assembly.costs(),

@@ -130,6 +130,11 @@ class FreeWorker(Worker):
             has_student=self._can_imagine(),
         )
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether there is a model that begins here, without a child."""
+        return self.index == 0 or self.component.student is not None
+
     def _can_imagine(self) -> bool:
         return self.component.student is not None and not self.serving
 
@@ -312,6 +317,6 @@ def moves(
         yield Step(step)
         if step in points:
             yield Flush(step)
-        if config.eval.every and step % config.eval.every == 0:
+        if config.eval.every and step % config.eval.every == 0 and worker.can_evaluate:
             for batch in range(evaluation_batches):
                 yield Evaluate(worker.index, batch, config.eval.samples)

@@ -124,6 +124,7 @@ class Trainer:
                     self._hooks.logged({"step": step, **scores})
                 self._hooks.stepped(step)
             case Flush(step):
+                self._step = step
                 self._flush(step)
         if isinstance(action, Evaluate) and not isinstance(self.next, Evaluate):
             self._read_scores()
