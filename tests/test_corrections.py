@@ -252,6 +252,7 @@ def test_nonsense_is_refused(values, says):
         ("prediction", {"replay": "stash"}, "expected replay=recompute; got stash, which has kept"),
         ("prediction", {"schedule": "free"}, "expected schedule=delayed"),
         ("prediction", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
+        ("shrink", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
         ("compensation", {"replay": "stash"}, "expected optim=sgd with replay=stash; got adamw"),
         ("surrogate", {"replay": "stash"}, "belong to the activations that they meet"),
         ("surrogate", {"predictor": {"enabled": True}}, "parents answer at once"),

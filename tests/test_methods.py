@@ -356,6 +356,9 @@ def test_every_method_trains(dataset, method):
     ("method", "overrides", "says"),
     [
         ("backprop", "schedule=delayed delay=1", "delay=0, or schedule=sync; got 1. .*exact"),
+        ("backprop", "feedback=0.5", "feedback=1; got 0.5. Its gradients are exact"),
+        ("backprop", "schedule=free delay=0", "schedule=sync, or delayed with delay=0; got free"),
+        ("ddg", "optim.correction=shrink", "optim.correction=anything but shrink; got shrink"),
         ("dgl", "feedback=0.5", "feedback=0; got 0.5. It learns from local losses"),
         ("ddg", "replay=recompute", "replay=stash; got recompute. .*weights of then"),
         ("features_replay", "replay=stash", "replay=recompute; got stash. .*present weights"),
@@ -365,6 +368,7 @@ def test_every_method_trains(dataset, method):
         ("ampnet", "replay=stash", "replay=recompute; got stash"),
         ("takd", "head.soft=0", "head.soft=more than 0; got 0"),
         ("takd", "student=none", "student.enabled=true; got False. Windows are"),
+        ("takd", "student.task_weight=0", "student.task_weight=more than 0; got 0.0. Every window"),
         ("mach2019", "model.raw_input=false", "model.raw_input=true; got False"),
         ("mach2019", "one_hop=false", "one_hop=true; got False. Its gradients stop"),
         ("mach2019", "student=none", "student.enabled=true; got False. Half of"),
@@ -379,6 +383,32 @@ def test_a_method_whose_needs_contradict_the_config_is_refused(method, overrides
         config_of(method, *overrides.split())
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("predictor.enabled=true", "predictor.enabled=false"),
+        ("one_hop=true head.weight=1", "one_hop=false"),
+        ("head.weight=0.5", "head.weight=0"),
+        ("student=distil student.mix=0.5", "student.mix=0"),
+    ],
+)
+def test_a_method_with_one_loss_at_the_top_is_refused_what_makes_another_of_it(
+    method, overrides, says
+):
+    expected = f"method={method}: expected {says}"
+    if (method, says) == ("fdg", "predictor.enabled=false"):
+        expected = f"optim.correction=shrink: expected {says}"  # whatever the method
+    with pytest.raises(ConfigError, match=f"{expected}; got"):
+        config_of(method, *overrides.split())
+
+
+@pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])
+def test_a_method_with_one_loss_at_the_top_may_have_students_that_nobody_notices(method):
+    assert config_of(method, "student=distil").student.enabled
+    assert config_of(method, "student.mix=0.5").student.mix == 0.5  # of none
 
 
 @pytest.mark.parametrize(
