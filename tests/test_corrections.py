@@ -206,6 +206,31 @@ def test_rate_and_surrogate_are_told_apart_and_add_up(correction, slowed, stand_
     assert stepper.rate(9) == 1.0  # annealed away
 
 
+def rates(config: Config, dataset: Dataset) -> list[float]:
+    """Of every component's first step."""
+    return [trainer._optimizer.rate(0) for trainer in Oracle(config, dataset).trainers]
+
+
+def test_what_comes_down_one_hop_shrinks_by_one(dataset):
+    """Under muon the rate, under sgd the gradient itself."""
+
+    def of(optimizer: str, shrink: float) -> Config:
+        optim = {"name": optimizer, "correction": "shrink", "shrink": shrink}
+        return make(4, delay=1, one_hop=True, head={"weight": 1.0}, optim=optim)
+
+    slowed, full = (rates(of("muon", shrink), dataset) for shrink in (0.3, 1.0))
+    assert [a / b for a, b in zip(slowed, full, strict=True)] == pytest.approx([0.3, 0.3, 0.3, 1])
+    assert rates(of("sgd", 0.3), dataset) == rates(of("sgd", 1.0), dataset)
+    h, y = torch.randn(8, 12), torch.zeros(8, dtype=torch.long)
+    shrunk, whole = (Oracle(of("sgd", shrink), dataset).trainers[1:] for shrink in (0.3, 1.0))
+    for pair in zip(shrunk, whole, strict=True):
+        answers = []
+        for component in (trainer.worker.component for trainer in pair):
+            component.forward(0, h, None, y, staleness=1)
+            answers.append(component.answer(0))
+        torch.testing.assert_close(answers[0], 0.3 * answers[1])
+
+
 @pytest.mark.parametrize("correction", [c for c in CORRECTIONS if c != "nesterov"])
 def test_without_delay_a_correction_changes_nothing(dataset, correction):
     """Nesterov is another optimizer, whatever the delay."""
