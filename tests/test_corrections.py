@@ -45,6 +45,12 @@ def copy_of(module: nn.Module) -> dict:
     return {n: p.detach().clone() for n, p in module.named_parameters()}
 
 
+def slope(head: nn.Module, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the head's loss at an activation."""
+    leaf = h.detach().requires_grad_()
+    return torch.autograd.grad(target_loss(head(leaf), y), leaf)[0]
+
+
 def by_hand(config: Config, dataset: Dataset) -> dict:
     """Two components, the lower one 2 d microbatches late, and what the correction adds."""
     oracle = Oracle(config, dataset)
@@ -66,7 +72,7 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
         sent = functional_call(low.body, used, (x,)).detach()
         leaf = sent.clone().requires_grad_()
         (target_loss(high.head(high.body(leaf)), y) / m).backward()
-        gradient = leaf.grad
+        gradient = config.feedback * leaf.grad
         if backward:
             steps = config.delay / m
             body, head = (ahead([v[part] for v in highs], b // m, steps) for part in (0, 1))
@@ -87,10 +93,14 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
                 own = gradient * m * len(x)  # of each sample's own loss
                 own = own + optim.compensation * own**2 * (h.detach() - sent)
                 gradient = own / (m * len(x))
+            if optim.correction == "surrogate" and then < b // m:
+                change = slope(low.head, h, y) / m - slope(low.head, sent, y) / m
+                gradient = gradient + config.feedback * optim.surrogate * change
             h.backward(gradient)
+            (target_loss(low.head(h.detach()), y) / m).backward()
         if (b + 1) % m == 0:
-            low._update.step(b // m)
-            high._update.step(b // m)
+            for update in (low._update, low._head_update, high._update):
+                update.step(b // m)
             lows.append(copy_of(low.body))
             highs.append((copy_of(high.body), copy_of(high.head)))
     return weights(oracle)
@@ -115,6 +125,17 @@ def test_compensation_moves_a_gradient_along_by_its_own_square(dataset, replay):
     for name, value in by_hand(config, dataset).items():
         torch.testing.assert_close(found[name], value)
     assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("feedback", [1.0, 0.5])
+def test_surrogate_lets_the_head_say_how_a_gradient_has_changed_by_as_much_as_it_counts(
+    dataset, feedback
+):
+    config = corrected("surrogate", feedback=feedback, optim={"surrogate": 2.0})
+    found, plain = trained(config, dataset), trained(corrected("none", feedback=feedback), dataset)
+    for name, value in by_hand(config, dataset).items():
+        torch.testing.assert_close(found[name], value)
+    assert any(not torch.allclose(found[name], plain[name], rtol=1e-3) for name in plain)
 
 
 def test_compensation_is_its_formula():
@@ -211,6 +232,13 @@ def rates(config: Config, dataset: Dataset) -> list[float]:
     return [trainer._optimizer.rate(0) for trainer in Oracle(config, dataset).trainers]
 
 
+@pytest.mark.parametrize("correction", ["auto", "rate"])
+def test_every_component_of_a_run_is_slowed_by_its_own_staleness(dataset, correction):
+    optim = {"correction": correction, "lr": 1.0, "warmup": 0.0, "name": "sgd"}
+    config = make(4, delay=2, accumulate=4, optim=optim)
+    assert rates(config, dataset) == pytest.approx([1 / (1 + tau) for tau in (3, 2, 1, 0)])
+
+
 def test_what_comes_down_one_hop_shrinks_by_one(dataset):
     """Under muon the rate, under sgd the gradient itself."""
 
@@ -231,11 +259,12 @@ def test_what_comes_down_one_hop_shrinks_by_one(dataset):
         torch.testing.assert_close(answers[0], 0.3 * answers[1])
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
 @pytest.mark.parametrize("correction", [c for c in CORRECTIONS if c != "nesterov"])
-def test_without_delay_a_correction_changes_nothing(dataset, correction):
+def test_without_delay_a_correction_changes_nothing(dataset, correction, optimizer):
     """Nesterov is another optimizer, whatever the delay."""
-    config = make(2, optim={"name": "sgd", "correction": correction})
-    plain = trained(make(2, optim={"name": "sgd", "correction": "none"}), dataset)
+    config = make(2, optim={"name": optimizer, "correction": correction})
+    plain = trained(make(2, optim={"name": optimizer, "correction": "none"}), dataset)
     found = trained(config, dataset)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
