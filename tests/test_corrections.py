@@ -208,6 +208,33 @@ def test_nesterov_under_adamw_is_nadam():
     assert steps_of("adamw", [1.0, -2.0, 0.5]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("correction", "momentum"), [("none", 0.7), ("nesterov", 0.8)])
+def test_muons_momentum_is_its_own_or_under_nesterov_that_of_the_look_ahead(
+    dataset, correction, momentum
+):
+    optim = {"correction": correction, "name": "muon", "muon_momentum": 0.7, "look_ahead": 0.8}
+    for trainer in Oracle(make(3, delay=1, optim=optim), dataset).trainers:
+        muon, _ = trainer._optimizer._optimizers[0]
+        assert isinstance(muon, torch.optim.Muon)
+        assert [(g["momentum"], g["nesterov"]) for g in muon.param_groups] == [(momentum, True)]
+
+
+def test_nesterov_is_the_chains_and_its_heads_alone(dataset):
+    """Nothing that a student or a predictor learns from is late."""
+    optim = {"correction": "nesterov", "name": "muon"}
+    config = make(3, delay=1, optim=optim, student={"enabled": True}, predictor={"enabled": True})
+    kinds = {
+        part: [type(o).__name__ for o, _ in optimizer._optimizers]
+        for part, optimizer in Oracle(config, dataset).optimizers[1].items()
+    }
+    assert kinds == {
+        "chain": ["Muon", "NAdam"],
+        "head": ["NAdam"],
+        "student": ["AdamW"],
+        "predictor": ["AdamW"],
+    }
+
+
 @pytest.mark.parametrize(
     ("correction", "slowed", "stand_in"),
     [
