@@ -146,6 +146,14 @@ def test_a_body_that_sees_the_input_leans_on_what_its_weights_take():
     assert len(scores) == 10
 
 
+def test_child_and_input_are_each_told_of_their_own_weights():
+    join = Join(D, F_IN)
+    component = Component(nn.Sequential(join, *block()), nn.Linear(D, C), Keep())
+    scores, weight = salience(component, *batch()), join.linear.weight
+    assert scores["salience/child/weight"] == pytest.approx(weight[:, :D].abs().sum().item())
+    assert scores["salience/input/weight"] == pytest.approx(weight[:, D:].abs().sum().item())
+
+
 def test_a_free_run_does_not_notice_that_somebody_looks():
     chains = []
     for every in (0, 2):
