@@ -27,7 +27,8 @@ class HeadConfig:
     weight: float = 0.1
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
     so at 0 it is a probe: every exit can be used and the chain does not know of it (unless
-    optim.correction=surrogate tells it). The top component always has 1."""
+    optim.correction=surrogate tells it, or schedule=free leaves a microbatch to it alone, which
+    then counts in full). The top component always has 1."""
     soft: float = 0.0
     """alpha: how much a head listens to its parent's logits, which then come down with the
     gradient, rather than to the labels."""
