@@ -146,18 +146,22 @@ def test_compensation_is_its_formula():
     torch.testing.assert_close(compensated(gradient / 5, moved, 0.3, 5.0), expected / 5)
 
 
-def test_under_momentum_a_prediction_is_that_of_spectrain():
-    """W - s lr v, v being the momentum of the optimizer."""
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_under_momentum_a_prediction_is_that_of_spectrain(nesterov):
+    """W - s lr v, v being the momentum of the optimizer; under Nesterov's, which mach's sgd has,
+    with g + 0.9 v in its place."""
     linear = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov)
     prediction = WeightPrediction(linear)
     for _ in range(3):
+        optimizer.zero_grad()
         linear(torch.randn(4, 3)).square().sum().backward()
         prediction.remember()
         optimizer.step()
-        optimizer.zero_grad()
-    momentum = optimizer.state[linear.weight]["momentum_buffer"]
-    expected = linear.weight.detach() - 2.5 * 0.1 * momentum
+    step = optimizer.state[linear.weight]["momentum_buffer"]
+    if nesterov:
+        step = linear.weight.grad + 0.9 * step
+    expected = linear.weight.detach() - 2.5 * 0.1 * step
     torch.testing.assert_close(prediction.weights(2.5)["weight"], expected)
 
 

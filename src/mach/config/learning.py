@@ -124,7 +124,8 @@ class OptimConfig:
     """What is done about staleness, one thing at a time:
     auto: what has won for the model's family (model.correction); the run's config says what;
     none;
-    rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021);
+    rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (after PipeMare T1, Yang et al. 2021, which has
+    tau_k^-e);
     surrogate: the parent's late gradient belongs to an activation that the body would make
     otherwise by now; it is changed by `surrogate` times as much as the head's own gradient has
     changed since (a control variate, mach.component.surrogate). Takes a second backward of the head
