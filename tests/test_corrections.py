@@ -45,6 +45,12 @@ def copy_of(module: nn.Module) -> dict:
     return {n: p.detach().clone() for n, p in module.named_parameters()}
 
 
+def slope(head: nn.Module, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the head's loss at an activation."""
+    leaf = h.detach().requires_grad_()
+    return torch.autograd.grad(target_loss(head(leaf), y), leaf)[0]
+
+
 def by_hand(config: Config, dataset: Dataset) -> dict:
     """Two components, the lower one 2 d microbatches late, and what the correction adds."""
     oracle = Oracle(config, dataset)
@@ -66,7 +72,7 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
         sent = functional_call(low.body, used, (x,)).detach()
         leaf = sent.clone().requires_grad_()
         (target_loss(high.head(high.body(leaf)), y) / m).backward()
-        gradient = leaf.grad
+        gradient = config.feedback * leaf.grad
         if backward:
             steps = config.delay / m
             body, head = (ahead([v[part] for v in highs], b // m, steps) for part in (0, 1))
@@ -87,10 +93,14 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
                 own = gradient * m * len(x)  # of each sample's own loss
                 own = own + optim.compensation * own**2 * (h.detach() - sent)
                 gradient = own / (m * len(x))
+            if optim.correction == "surrogate" and then < b // m:
+                change = slope(low.head, h, y) / m - slope(low.head, sent, y) / m
+                gradient = gradient + config.feedback * optim.surrogate * change
             h.backward(gradient)
+            (target_loss(low.head(h.detach()), y) / m).backward()
         if (b + 1) % m == 0:
-            low._update.step(b // m)
-            high._update.step(b // m)
+            for update in (low._update, low._head_update, high._update):
+                update.step(b // m)
             lows.append(copy_of(low.body))
             highs.append((copy_of(high.body), copy_of(high.head)))
     return weights(oracle)
@@ -117,6 +127,17 @@ def test_compensation_moves_a_gradient_along_by_its_own_square(dataset, replay):
     assert any(not torch.equal(found[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("feedback", [1.0, 0.5])
+def test_surrogate_lets_the_head_say_how_a_gradient_has_changed_by_as_much_as_it_counts(
+    dataset, feedback
+):
+    config = corrected("surrogate", feedback=feedback, optim={"surrogate": 2.0})
+    found, plain = trained(config, dataset), trained(corrected("none", feedback=feedback), dataset)
+    for name, value in by_hand(config, dataset).items():
+        torch.testing.assert_close(found[name], value)
+    assert any(not torch.allclose(found[name], plain[name], rtol=1e-3) for name in plain)
+
+
 def test_compensation_is_its_formula():
     gradient, moved = torch.randn(3, 4), torch.randn(3, 4)
     expected = gradient + 0.3 * gradient**2 * moved
@@ -125,18 +146,22 @@ def test_compensation_is_its_formula():
     torch.testing.assert_close(compensated(gradient / 5, moved, 0.3, 5.0), expected / 5)
 
 
-def test_under_momentum_a_prediction_is_that_of_spectrain():
-    """W - s lr v, v being the momentum of the optimizer."""
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_under_momentum_a_prediction_is_that_of_spectrain(nesterov):
+    """W - s lr v, v being the momentum of the optimizer; under Nesterov's, which mach's sgd has,
+    with g + 0.9 v in its place."""
     linear = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov)
     prediction = WeightPrediction(linear)
     for _ in range(3):
+        optimizer.zero_grad()
         linear(torch.randn(4, 3)).square().sum().backward()
         prediction.remember()
         optimizer.step()
-        optimizer.zero_grad()
-    momentum = optimizer.state[linear.weight]["momentum_buffer"]
-    expected = linear.weight.detach() - 2.5 * 0.1 * momentum
+    step = optimizer.state[linear.weight]["momentum_buffer"]
+    if nesterov:
+        step = linear.weight.grad + 0.9 * step
+    expected = linear.weight.detach() - 2.5 * 0.1 * step
     torch.testing.assert_close(prediction.weights(2.5)["weight"], expected)
 
 
@@ -187,6 +212,33 @@ def test_nesterov_under_adamw_is_nadam():
     assert steps_of("adamw", [1.0, -2.0, 0.5]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("correction", "momentum"), [("none", 0.7), ("nesterov", 0.8)])
+def test_muons_momentum_is_its_own_or_under_nesterov_that_of_the_look_ahead(
+    dataset, correction, momentum
+):
+    optim = {"correction": correction, "name": "muon", "muon_momentum": 0.7, "look_ahead": 0.8}
+    for trainer in Oracle(make(3, delay=1, optim=optim), dataset).trainers:
+        muon, _ = trainer._optimizer._optimizers[0]
+        assert isinstance(muon, torch.optim.Muon)
+        assert [(g["momentum"], g["nesterov"]) for g in muon.param_groups] == [(momentum, True)]
+
+
+def test_nesterov_is_the_chains_and_its_heads_alone(dataset):
+    """Nothing that a student or a predictor learns from is late."""
+    optim = {"correction": "nesterov", "name": "muon"}
+    config = make(3, delay=1, optim=optim, student={"enabled": True}, predictor={"enabled": True})
+    kinds = {
+        part: [type(o).__name__ for o, _ in optimizer._optimizers]
+        for part, optimizer in Oracle(config, dataset).optimizers[1].items()
+    }
+    assert kinds == {
+        "chain": ["Muon", "NAdam"],
+        "head": ["NAdam"],
+        "student": ["AdamW"],
+        "predictor": ["AdamW"],
+    }
+
+
 @pytest.mark.parametrize(
     ("correction", "slowed", "stand_in"),
     [
@@ -206,11 +258,44 @@ def test_rate_and_surrogate_are_told_apart_and_add_up(correction, slowed, stand_
     assert stepper.rate(9) == 1.0  # annealed away
 
 
+def rates(config: Config, dataset: Dataset) -> list[float]:
+    """Of every component's first step."""
+    return [trainer._optimizer.rate(0) for trainer in Oracle(config, dataset).trainers]
+
+
+@pytest.mark.parametrize("correction", ["auto", "rate"])
+def test_every_component_of_a_run_is_slowed_by_its_own_staleness(dataset, correction):
+    optim = {"correction": correction, "lr": 1.0, "warmup": 0.0, "name": "sgd"}
+    config = make(4, delay=2, accumulate=4, optim=optim)
+    assert rates(config, dataset) == pytest.approx([1 / (1 + tau) for tau in (3, 2, 1, 0)])
+
+
+def test_what_comes_down_one_hop_shrinks_by_one(dataset):
+    """Under muon the rate, under sgd the gradient itself."""
+
+    def of(optimizer: str, shrink: float) -> Config:
+        optim = {"name": optimizer, "correction": "shrink", "shrink": shrink}
+        return make(4, delay=1, one_hop=True, head={"weight": 1.0}, optim=optim)
+
+    slowed, full = (rates(of("muon", shrink), dataset) for shrink in (0.3, 1.0))
+    assert [a / b for a, b in zip(slowed, full, strict=True)] == pytest.approx([0.3, 0.3, 0.3, 1])
+    assert rates(of("sgd", 0.3), dataset) == rates(of("sgd", 1.0), dataset)
+    h, y = torch.randn(8, 12), torch.zeros(8, dtype=torch.long)
+    shrunk, whole = (Oracle(of("sgd", shrink), dataset).trainers[1:] for shrink in (0.3, 1.0))
+    for pair in zip(shrunk, whole, strict=True):
+        answers = []
+        for component in (trainer.worker.component for trainer in pair):
+            component.forward(0, h, None, y, staleness=1)
+            answers.append(component.answer(0))
+        torch.testing.assert_close(answers[0], 0.3 * answers[1])
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
 @pytest.mark.parametrize("correction", [c for c in CORRECTIONS if c != "nesterov"])
-def test_without_delay_a_correction_changes_nothing(dataset, correction):
+def test_without_delay_a_correction_changes_nothing(dataset, correction, optimizer):
     """Nesterov is another optimizer, whatever the delay."""
-    config = make(2, optim={"name": "sgd", "correction": correction})
-    plain = trained(make(2, optim={"name": "sgd", "correction": "none"}), dataset)
+    config = make(2, optim={"name": optimizer, "correction": correction})
+    plain = trained(make(2, optim={"name": optimizer, "correction": "none"}), dataset)
     found = trained(config, dataset)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
@@ -252,6 +337,7 @@ def test_nonsense_is_refused(values, says):
         ("prediction", {"replay": "stash"}, "expected replay=recompute; got stash, which has kept"),
         ("prediction", {"schedule": "free"}, "expected schedule=delayed"),
         ("prediction", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
+        ("shrink", {"predictor": {"enabled": True}}, "nothing that a body learns from is late"),
         ("compensation", {"replay": "stash"}, "expected optim=sgd with replay=stash; got adamw"),
         ("surrogate", {"replay": "stash"}, "belong to the activations that they meet"),
         ("surrogate", {"predictor": {"enabled": True}}, "parents answer at once"),

@@ -148,46 +148,64 @@ def test_ampnet_has_as_many_microbatches_in_flight_as_it_says(dataset):
 
 
 def predicted_gradients(config: Config, dataset: Dataset) -> dict:
-    """DNI of two components: component 0 learns at once from a guess p(h, y) / s, or p(h) / s; what
-    comes 2 d microbatches late teaches p. With students that make every input, from those."""
+    """DNI: below the top a component learns at once from a guess p(h, y) / s, or p(h) / s, and
+    returns the gradient that comes of it; what comes 2 d microbatches late teaches p. With students
+    that make every input, from those."""
     oracle = Oracle(config, dataset)
-    low, high = (t.worker.component for t in oracle.trainers)
-    network, m = low.predictor.network, config.accumulate
-    guess = network if config.predictor.labels else lambda h, y: network(h)
+    components = [t.worker.component for t in oracle.trainers]
+    last, m = len(components) - 1, config.accumulate
     scale = config.microbatch_size * m
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
-    arriving, lag_, taught = [], 2 * config.delay, 0
+    arriving: list[list[tuple]] = [[] for _ in range(last)]
+    taught = [0] * last
 
-    def teach() -> None:
-        nonlocal taught
-        h, y, gradient = arriving.pop(0)
+    def guess(k: int, h: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        given = (h, y) if config.predictor.labels else (h,)
+        return components[k].predictor.network(*given)
+
+    def teach(k: int) -> None:
+        h, y, gradient = arriving[k].pop(0)
         target = gradient * scale
-        error = nn.functional.mse_loss(guess(h, y), target)
+        error = nn.functional.mse_loss(guess(k, h, y), target)
         (error / target.var(correction=0).clamp_min(1e-8) / m).backward()
-        taught += 1
-        if taught % m == 0:
-            low.predictor._update.step(taught // m - 1)
+        taught[k] += 1
+        if taught[k] % m == 0:
+            components[k].predictor._update.step(taught[k] // m - 1)
 
     for b in range(config.microbatches):
         x, y = batches.train(b)
-        h = low.body(x)
-        h.backward(guess(h.detach(), y).detach() / scale)
-        if config.student.mix:
-            leaf = high.student.network(x).detach().requires_grad_()
-            high.distil(x, h.detach(), y)
-        else:
-            leaf = h.detach().requires_grad_()
-        (target_loss(high.head(high.body(leaf)), y) / m).backward()
-        arriving.append((h.detach(), y, leaf.grad))
-        if len(arriving) > lag_:
-            teach()
+        child = x
+        for k, c in enumerate(components):
+            leaf = c.student.network(x) if k > 0 and config.student.mix else child
+            leaf = leaf.detach().requires_grad_()
+            h = c.body(leaf)
+            if k < last:
+                h.backward(guess(k, h.detach(), y).detach() / scale)
+            else:
+                (target_loss(c.head(h), y) / m).backward()
+            if k > 0:
+                arriving[k - 1].append((child, y, leaf.grad))
+            if k > 0 and config.student.mix:
+                c.distil(x, child, y)
+            child = h.detach()
+        for k in range(last):
+            if len(arriving[k]) > 2 * config.delay:
+                teach(k)
         if (b + 1) % m == 0:
-            low._update.step(b // m)
-            high._update.step(b // m)
-    while arriving:
-        teach()
-    return weights(oracle) | {
-        f"predictor.{name}": value for name, value in network.state_dict().items()
+            for c in components:
+                c._update.step(b // m)
+    for k in range(last):
+        while arriving[k]:
+            teach(k)
+    return weights(oracle) | predictors(oracle)
+
+
+def predictors(oracle: Oracle) -> dict:
+    """Weights of every predictor."""
+    return {
+        f"{t.worker.index}.predictor.{name}": value
+        for t in oracle.trainers[:-1]
+        for name, value in t.worker.component.predictor.network.state_dict().items()
     }
 
 
@@ -195,10 +213,9 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
 @pytest.mark.parametrize("labels", ["true", "false"])
 @pytest.mark.parametrize("delay", [0, 2])
 def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, labels, delay):
-    config = config_of(method, "components=2", f"delay={delay}", f"predictor.labels={labels}")
+    config = config_of(method, f"delay={delay}", f"predictor.labels={labels}")
     oracle = train(config, dataset)
-    network = oracle.trainers[0].worker.component.predictor.network
-    trained = {f"predictor.{name}": value for name, value in network.state_dict().items()}
+    trained = predictors(oracle)
     assert_same(weights(oracle) | trained, predicted_gradients(config, dataset))
     assert any(value.abs().sum() > 0 for value in trained.values() if value.ndim == 2)
 
@@ -215,40 +232,54 @@ def soft_loss(logits, y, larger, alpha, t):
 
 
 def taught_exits(config: Config, dataset: Dataset) -> Oracle:
-    """Two components: the top's logits teach exit 0, exit 1 teaches window 1..1."""
+    """The logits of exit k + 1 teach exit k, with the gradient; those of exit k window k..k, at its
+    forward."""
     oracle = Oracle(config, dataset)
-    low, high = (t.worker.component for t in oracle.trainers)
-    m, alpha, t = config.accumulate, config.head.soft, config.head.temperature
+    components = [t.worker.component for t in oracle.trainers]
+    last, m = len(components) - 1, config.accumulate
+    alpha, t = config.head.soft, config.head.temperature
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
-    history = []
+    history: list[list[tuple[dict, dict]]] = [[] for _ in components]
     for b in range(config.microbatches):
         if b % m == 0:
-            history.append(copy_of(low.body))
+            for versions, c in zip(history, components, strict=True):
+                versions.append((copy_of(c.body), copy_of(c.head)))
         x, y = batches.train(b)
-        then = history[max(0, b - 2 * config.delay) // m]
-        leaf = functional_call(low.body, then, (x,)).detach().requires_grad_()
-        with torch.no_grad():
-            larger = high.head(high.body(leaf))
-        guess = high.student.network(x)
-        error = nn.functional.mse_loss(guess, leaf.detach()) / leaf.detach().var(correction=0)
-        says = high.head(high.body(guess))
-        loss = error + soft_loss(says, y, larger, config.student.soft, t)
-        torch.autograd.backward(loss / m, inputs=list(high.student.network.parameters()))
-        logits = high.head(high.body(leaf))
-        (target_loss(logits, y) / m).backward()
-        h = low.body(x)
-        in_full = soft_loss(low.head(h.detach()), y, logits.detach(), alpha, t) / m
-        torch.autograd.backward(in_full, inputs=list(low.head.parameters()))
-        felt = config.head.weight * soft_loss(low.head(h), y, logits.detach(), alpha, t) / m
-        torch.autograd.backward(felt + (h * leaf.grad).sum(), inputs=list(low.body.parameters()))
-        if (b + 1) % m == 0:
-            for update in (low._update, low._head_update, high._update, high.student.update):
-                update.step(b // m)
+        inputs = [x]
+        for k, c in enumerate(components):  # up
+            body, head = history[k][max(0, b - lag(last + 1, k, config.delay)) // m]
+            h = functional_call(c.body, body, (inputs[k],))
+            if k > 0:
+                guess, larger = c.student.network(x), functional_call(c.head, head, (h,))
+                says = functional_call(c.head, head, (functional_call(c.body, body, (guess,)),))
+                error = nn.functional.mse_loss(guess, inputs[k]) / inputs[k].var(correction=0)
+                loss = error + soft_loss(says, y, larger, config.student.soft, t)
+                torch.autograd.backward(loss / m, inputs=list(c.student.network.parameters()))
+            inputs.append(h.detach())
+        gradient, larger = None, None
+        for k in range(last, -1, -1):  # down
+            c, leaf = components[k], inputs[k].clone().requires_grad_()
+            h = c.body(leaf)
+            logits = c.head(h)
+            if k == last:
+                (target_loss(logits, y) / m).backward()
+            else:
+                in_full = soft_loss(c.head(h.detach()), y, larger, alpha, t) / m
+                torch.autograd.backward(in_full, inputs=list(c.head.parameters()))
+                felt = config.head.weight * soft_loss(logits, y, larger, alpha, t) / m
+                learning = [leaf, *c.body.parameters()]
+                torch.autograd.backward(felt + (h * gradient).sum(), inputs=learning)
+            gradient, larger = leaf.grad, logits.detach()
+            if (b + 1) % m == 0:
+                students = [c.student.update] if c.student is not None else []
+                heads = [c._head_update] if c._head_update is not None else []
+                for update in (c._update, *heads, *students):
+                    update.step(b // m)
     return oracle
 
 
 def test_takd_teaches_every_exit_by_the_next_larger_one_and_windows_by_their_exit(dataset):
-    small = ("takd", "components=2", "optim=sgd", "head.soft=0.7", "student.soft=0.3")
+    small = ("takd", "optim=sgd", "head.soft=0.7", "student.soft=0.3")
     config = config_of(*small)
     found, by_hand = train(config, dataset), taught_exits(config, dataset)
     for trainer, other in zip(found.trainers, by_hand.trainers, strict=True):
@@ -281,8 +312,8 @@ def copy_of(module: nn.Module) -> dict:
 
 
 def gradients_of_one_hop(config: Config, dataset: Dataset) -> dict:
-    """Every body sees [h; x], half of h its student's; L = CE + <h, G>, where G is the gradient of
-    the parent's own CE at the weights of its forward."""
+    """Every body sees [h; x], half of h its student's; L = lambda CE + <h, G>, where G is the
+    gradient of the parent's own lambda CE at the weights of its forward."""
     oracle = Oracle(config, dataset)
     components = [t.worker.component for t in oracle.trainers]
     last, m = len(components) - 1, config.accumulate
@@ -294,6 +325,7 @@ def gradients_of_one_hop(config: Config, dataset: Dataset) -> dict:
             for versions, c in zip(history, components, strict=True):
                 versions.append((copy_of(c.body), copy_of(c.head)))
         x, y = batches.train(b)
+        felt = [config.head.weight] * last + [1.0]
         given, child, answers = [], x, []
         for k, c in enumerate(components):  # up, and at once the gradient for the child
             body, head = history[k][max(0, b - (2 * config.delay if k < last else 0)) // m]
@@ -306,14 +338,15 @@ def gradients_of_one_hop(config: Config, dataset: Dataset) -> dict:
             h = functional_call(c.body, body, (entering,))
             if k > 0:
                 loss = target_loss(functional_call(c.head, head, (h,)), y) / m
-                (answer,) = torch.autograd.grad(loss, leaf)
+                (answer,) = torch.autograd.grad(felt[k] * loss, leaf)
                 answer[:half] = 0
                 answers.append(answer)
                 c.distil(x, child, y)
             child = h.detach()
         for k, c in enumerate(components):
             h = c.body((given[k].detach(), x) if k > 0 else x)
-            loss = target_loss(c.head(h), y) / m
+            entering = h.detach() + felt[k] * (h - h.detach())  # its head learns in full
+            loss = target_loss(c.head(entering), y) / m
             if k < last:
                 torch.autograd.backward([h, loss], [answers[k], None])
             else:
@@ -325,9 +358,13 @@ def gradients_of_one_hop(config: Config, dataset: Dataset) -> dict:
     return weights(oracle)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.5])
 @pytest.mark.parametrize("delay", [0, 1])
-def test_mach2019_sees_the_input_mixes_in_its_student_and_sends_gradients_one_hop(dataset, delay):
-    config = config_of("mach2019", f"delay={delay}", "student.task_weight=0")
+def test_mach2019_sees_the_input_mixes_in_its_student_and_sends_gradients_one_hop(
+    dataset, delay, weight
+):
+    overrides = (f"delay={delay}", f"head.weight={weight}", "student.task_weight=0")
+    config = config_of("mach2019", *overrides)
     assert_same(weights(train(config, dataset)), gradients_of_one_hop(config, dataset))
 
 
@@ -356,6 +393,9 @@ def test_every_method_trains(dataset, method):
     ("method", "overrides", "says"),
     [
         ("backprop", "schedule=delayed delay=1", "delay=0, or schedule=sync; got 1. .*exact"),
+        ("backprop", "feedback=0.5", "feedback=1; got 0.5. Its gradients are exact"),
+        ("backprop", "schedule=free delay=0", "schedule=sync, or delayed with delay=0; got free"),
+        ("ddg", "optim.correction=shrink", "optim.correction=anything but shrink; got shrink"),
         ("dgl", "feedback=0.5", "feedback=0; got 0.5. It learns from local losses"),
         ("ddg", "replay=recompute", "replay=stash; got recompute. .*weights of then"),
         ("features_replay", "replay=stash", "replay=recompute; got stash. .*present weights"),
@@ -365,6 +405,7 @@ def test_every_method_trains(dataset, method):
         ("ampnet", "replay=stash", "replay=recompute; got stash"),
         ("takd", "head.soft=0", "head.soft=more than 0; got 0"),
         ("takd", "student=none", "student.enabled=true; got False. Windows are"),
+        ("takd", "student.task_weight=0", "student.task_weight=more than 0; got 0.0. Every window"),
         ("mach2019", "model.raw_input=false", "model.raw_input=true; got False"),
         ("mach2019", "one_hop=false", "one_hop=true; got False. Its gradients stop"),
         ("mach2019", "student=none", "student.enabled=true; got False. Half of"),
@@ -379,6 +420,32 @@ def test_a_method_whose_needs_contradict_the_config_is_refused(method, overrides
         config_of(method, *overrides.split())
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("predictor.enabled=true", "predictor.enabled=false"),
+        ("one_hop=true head.weight=1", "one_hop=false"),
+        ("head.weight=0.5", "head.weight=0"),
+        ("student=distil student.mix=0.5", "student.mix=0"),
+    ],
+)
+def test_a_method_with_one_loss_at_the_top_is_refused_what_makes_another_of_it(
+    method, overrides, says
+):
+    expected = f"method={method}: expected {says}"
+    if (method, says) == ("fdg", "predictor.enabled=false"):
+        expected = f"optim.correction=shrink: expected {says}"  # whatever the method
+    with pytest.raises(ConfigError, match=f"{expected}; got"):
+        config_of(method, *overrides.split())
+
+
+@pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])
+def test_a_method_with_one_loss_at_the_top_may_have_students_that_nobody_notices(method):
+    assert config_of(method, "student=distil").student.enabled
+    assert config_of(method, "student.mix=0.5").student.mix == 0.5  # of none
 
 
 @pytest.mark.parametrize(

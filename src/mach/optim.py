@@ -34,7 +34,8 @@ def schedule_factor(step: int, steps: int, warmup: float, cosine: bool) -> float
 def staleness_factor(step: int, steps: int, tau: float, fraction: float) -> float:
     """(1 + tau)^-e with e falling linearly from 1 to 0 over the first `fraction` of the steps.
 
-    After PipeMare's T1 (Yang et al., MLSys 2021, section 3.1).
+    After PipeMare's T1 (Yang et al., MLSys 2021, section 3.1), which divides by tau^e: that is
+    nothing at tau = 1, and raises the rate below. 1 + tau slows all that is late, and nothing else.
     """
     horizon = fraction * steps
     exponent = max(0.0, 1 - step / horizon) if horizon > 0 else 0.0

@@ -1,9 +1,10 @@
 """Which weights will a module have some steps from now?
 
 Those it will have if every step is as the last one was: W + s (W - W'), with W' the weights before
-it. Under SGD with momentum this is SpecTrain's prediction (Chen et al., 2018), under Adam that of
-PipeOptim (Guan et al., 2025), whose step of the optimizer the last one is; and it is known for Muon
-as well.
+it. Under SGD with plain momentum this is SpecTrain's prediction (Chen et al., 2018), W - s lr v;
+mach's sgd has Nesterov's momentum, so that there the last step is lr (g + momentum v). Under Adam
+it is that of PipeOptim (Guan et al., 2025), whose step of the optimizer the last one is; and it is
+known for Muon as well.
 """
 
 from __future__ import annotations

@@ -9,17 +9,22 @@ the loss of a sample would rise if the source were zero, at increasing cost:
     pruning_second    - sum g v + 1/2 sum (g v)^2          with Fisher's diagonal in place of the
                                                            Hessian's (Theis et al., 2018)
     integrated        - sum v int_0^1 g(a v) da            integrated gradients (Sundararajan et
-                                                           al., 2017): exact; over all sources it
-                                                           adds up to the loss without them minus
-                                                           that with them
+                                                           al., 2017): over all sources it is the
+                                                           loss without them minus that with them
     gradient          sum |g|
     weight            sum |w| of the first matrix that the source meets
+
+A source that enters alone has the whole integral, which is then two losses, with no quadrature.
+Child and raw input that enter together (`Join`, as in mach2019) share it, by quadrature: their sum
+was off by 0.005 nats of 1 to 8 at most, on trained MLPs of width 12 and 64. Beside a raw input the
+student's guess, which would stand in for the child alone, is not scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,8 +38,11 @@ Sources = Mapping[str, Tensor]
 Loss = Callable[[Sources], Tensor]
 """Sum over the samples of a batch of each one's mean loss, of the sources' values."""
 
-_POINTS = 24
-"""Of the path, by Gauss and Legendre: exact for polynomials of degree 47."""
+# A norm bends the way near its beginning, where what it divides by grows past sqrt(eps): 24 points
+# on the whole of [0, 1] lay behind that, and found 0.001 of 4.4 nats. So each part is four times as
+# long as the one before.
+_PARTS, _POINTS = 7, 8
+"""Of the path, and of each part by Gauss and Legendre."""
 
 
 def salience(component: Component, inputs: Tensor, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -80,7 +88,7 @@ def salience(component: Component, inputs: Tensor, x: Tensor, y: Tensor) -> dict
 
 def integrated_gradients(sources: Sources, loss: Loss) -> dict[str, Tensor]:
     """Of each source what its numbers add to the loss, on the straight way from zero: all sources
-    together, loss(sources) - loss(zeros). Same shapes."""
+    together, loss(sources) - loss(zeros), about. Same shapes."""
     found = {name: torch.zeros_like(v) for name, v in sources.items()}
     for place, weight in _quadrature():
         for name, gradient in _gradients(sources, loss, place).items():
@@ -90,7 +98,7 @@ def integrated_gradients(sources: Sources, loss: Loss) -> dict[str, Tensor]:
 
 def _scores(sources: Sources, loss: Loss) -> dict[str, float]:
     scores: dict[str, float] = {}
-    gradients, integrated = _gradients(sources, loss), integrated_gradients(sources, loss)
+    gradients, integrated = _gradients(sources, loss), _integrated(sources, loss)
     for name, v in sources.items():
         g, rows = gradients[name], len(v)
         first_order, second_order = -(g * v).sum() / rows, (g * v).square().sum() / (2 * rows)
@@ -98,10 +106,19 @@ def _scores(sources: Sources, loss: Loss) -> dict[str, float]:
             "pruning_first": first_order,
             "pruning_second": first_order + second_order,
             "gradient": g.abs().sum() / rows,
-            "integrated": -integrated[name].sum() / rows,
+            "integrated": integrated[name] / rows,
         }
         scores |= {f"salience/{name}/{score}": value.item() for score, value in values.items()}
     return scores
+
+
+def _integrated(sources: Sources, loss: Loss) -> dict[str, Tensor]:
+    """What the loss of a batch would rise by, shared among the sources."""
+    if len(sources) > 1:
+        return {name: -found.sum() for name, found in integrated_gradients(sources, loss).items()}
+    ((name, v),) = sources.items()
+    with torch.no_grad():
+        return {name: loss({name: torch.zeros_like(v)}) - loss(sources)}
 
 
 def _gradients(sources: Sources, loss: Loss, place: float = 1.0) -> dict[str, Tensor]:
@@ -115,7 +132,12 @@ def _gradients(sources: Sources, loss: Loss, place: float = 1.0) -> dict[str, Te
 def _quadrature() -> list[tuple[float, float]]:
     """Places on [0, 1] and their weights."""
     places, weights = np.polynomial.legendre.leggauss(_POINTS)
-    return list(zip(((places + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
+    ends = [0.0, *(4.0**-n for n in reversed(range(_PARTS)))]
+    return [
+        (start + (end - start) * (place + 1) / 2, (end - start) * weight / 2)
+        for start, end in pairwise(ends)
+        for place, weight in zip(places.tolist(), weights.tolist(), strict=True)
+    ]
 
 
 def _size(weight: Tensor) -> float:

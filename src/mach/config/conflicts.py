@@ -54,7 +54,7 @@ def _correction(config: Config) -> None:
             "optim.correction=prediction: expected schedule=delayed, which says for how many "
             "steps; got free. Set schedule=delayed or optim.correction=rate."
         )
-    if optim.correction in ("prediction", "compensation") and config.unlocked:
+    if optim.correction in ("prediction", "compensation", "shrink") and config.unlocked:
         raise ConfigError(
             f"optim.correction={optim.correction}: expected predictor.enabled=false; got true, "
             "under which nothing that a body learns from is late. Set optim.correction=none."

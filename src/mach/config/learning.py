@@ -27,7 +27,8 @@ class HeadConfig:
     weight: float = 0.1
     """lambda: how much of the head's gradient its body feels. A head itself always learns in full,
     so at 0 it is a probe: every exit can be used and the chain does not know of it (unless
-    optim.correction=surrogate tells it). The top component always has 1."""
+    optim.correction=surrogate tells it, or schedule=free leaves a microbatch to it alone, which
+    then counts in full). The top component always has 1."""
     soft: float = 0.0
     """alpha: how much a head listens to its parent's logits, which then come down with the
     gradient, rather than to the labels."""
@@ -123,7 +124,8 @@ class OptimConfig:
     """What is done about staleness, one thing at a time:
     auto: what has won for the model's family (model.correction); the run's config says what;
     none;
-    rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (PipeMare T1, Yang et al. 2021);
+    rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (after PipeMare T1, Yang et al. 2021, which has
+    tau_k^-e);
     surrogate: the parent's late gradient belongs to an activation that the body would make
     otherwise by now; it is changed by `surrogate` times as much as the head's own gradient has
     changed since (a control variate, mach.component.surrogate). Takes a second backward of the head

@@ -1,7 +1,8 @@
 """What does a named method need of the config, and why?
 
 A method is a set of values (`conf/method/`). Whoever changes one of them has a method of their own,
-which may be what they want; but without some of them the name would be wrong.
+which may be what they want; but without some of them, or with what makes another method of it, the
+name would be wrong.
 """
 
 from __future__ import annotations
@@ -56,15 +57,54 @@ _PREDICTOR = Need(
     "It learns from predicted gradients.",
 )
 
+_FROM_THE_TOP = (
+    Need(
+        "predictor.enabled",
+        "false",
+        lambda c: not c.predictor.enabled,
+        "Its gradients come from above; method=dni learns from predicted ones.",
+    ),
+    Need(
+        "one_hop",
+        "false",
+        lambda c: not c.one_hop,
+        "Its gradients come from the top; in method=mach2019 they come from the parent's head.",
+    ),
+    Need(
+        "head.weight",
+        "0",
+        lambda c: c.head.weight == 0,
+        "It has one loss, at the top, and its heads are probes; method=mach lets bodies feel them.",
+    ),
+    Need(
+        "student.mix",
+        "0",
+        lambda c: c.student.mix == 0 or not c.student.enabled,
+        "Its bodies learn on what comes from below; method=mach2019 mixes in what students make.",
+    ),
+)
+
 NEEDS: dict[str, tuple[Need, ...]] = {
     "backprop": (
-        _GRADIENT,
+        Need(
+            "feedback",
+            "1",
+            lambda c: c.feedback == 1,
+            "Its gradients are exact; method=mach may scale them, method=dgl does without.",
+        ),
+        Need(
+            "schedule",
+            "sync, or delayed with delay=0",
+            lambda c: c.schedule != "free",
+            "Its gradients are exact; under free what comes late is made up or left out.",
+        ),
         Need(
             "delay",
             "0, or schedule=sync",
             lambda c: c.effective_delay == 0,
             "Its gradients are exact; method=mach learns from late ones.",
         ),
+        *_FROM_THE_TOP,
     ),
     "dgl": (
         Need(
@@ -74,8 +114,18 @@ NEEDS: dict[str, tuple[Need, ...]] = {
             "It learns from local losses; method=mach learns from its parent as well.",
         ),
     ),
-    "ddg": (_GRADIENT, _OLD_GRAPH),
-    "features_replay": (_GRADIENT, _PRESENT_WEIGHTS),
+    "ddg": (
+        _GRADIENT,
+        _OLD_GRAPH,
+        *_FROM_THE_TOP,
+        Need(
+            "optim.correction",
+            "anything but shrink",
+            lambda c: c.optim.correction != "shrink",
+            "Shrinking is what method=fdg adds.",
+        ),
+    ),
+    "features_replay": (_GRADIENT, _PRESENT_WEIGHTS, *_FROM_THE_TOP),
     "fdg": (
         _GRADIENT,
         _OLD_GRAPH,
@@ -85,8 +135,9 @@ NEEDS: dict[str, tuple[Need, ...]] = {
             lambda c: c.optim.correction == "shrink",
             "Shrinking is what it adds to method=ddg.",
         ),
+        *_FROM_THE_TOP,
     ),
-    "ampnet": (_GRADIENT, _PRESENT_WEIGHTS),
+    "ampnet": (_GRADIENT, _PRESENT_WEIGHTS, *_FROM_THE_TOP),
     "dni": (_GRADIENT, _PREDICTOR),
     "takd": (
         _GRADIENT,
@@ -107,6 +158,12 @@ NEEDS: dict[str, tuple[Need, ...]] = {
             "more than 0",
             lambda c: c.student.soft > 0,
             "Every window listens to the exit it ends at.",
+        ),
+        Need(
+            "student.task_weight",
+            "more than 0",
+            lambda c: c.student.task_weight > 0,
+            "Every window listens to the exit it ends at, by its task loss.",
         ),
     ),
     "mach2019": (

@@ -179,15 +179,15 @@ class Assembly:
         if head is not None:
             taken = set(body.parameters())  # what head and body share is stepped once
             named += [(name, p) for name, p in _named("head", head) if p not in taken]
-        tau = config.staleness(k)
+        tau, above = config.staleness(k), config.components - 1 - k
         return Optimizer(
             named,
             config.optim,
             steps=config.steps,
             matrices=matrices_of("body", body),
             tau=tau,
-            hops=config.components - 1 - k if tau else 0,
-            above=config.components - 1 - k,
+            hops=min(above, config.reach) if tau else 0,
+            above=above,
         )
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
