@@ -79,6 +79,11 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path, overrides, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_going_on_without_saying_where_is_refused(tmp_path):
+    refused(tmp_path, *SMALL, "resume=auto", says="resume=auto: .* got none. Say out=FOLDER")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_under_torchrun_rank_0_alone_says_that_the_number_of_processes_is_wrong(tmp_path):
     """torchrun adds a report of its own and always ends with 1."""
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *SMALL, "components=3"]

@@ -167,6 +167,10 @@ def _job(composed: DictConfig) -> float | None:
 def _with_folder(config: Config) -> Config:
     if config.out is not None:
         return config
+    if config.resume == "auto":
+        raise ConfigError(
+            "resume=auto: expected the folder of the run that goes on; got none. Say out=FOLDER"
+        )
     return replace(config, out=str(default_run_dir(datetime.now())))
 
 
