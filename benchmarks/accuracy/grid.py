@@ -128,11 +128,12 @@ def method_cells(
         changes = chosen.get(method, ())
         return [Cell(name, method, components, d, seed, changes=changes) for d in at]
 
+    late = [d for d in task.delays if delays is None or d in delays]
+    far = [d for d in task.far if delays is None or d in delays]
+
     def usual(method: str, seed: int) -> list[Cell]:
         return cells(method, task.components, late + far * (method in LEADING), seed)
 
-    late = [d for d in task.delays if delays is None or d in delays]
-    far = [d for d in task.far if delays is None or d in delays]
     late_others = [d for d in late if d == OTHERS_DELAY] or late[-1:]
     return [
         *(cell for seed in seeds for method in wanted for cell in usual(method, seed)),

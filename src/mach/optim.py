@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -144,27 +144,31 @@ class Optimizer:
             CheckpointError: it is of another kind of optimizer.
         """
         owner = {id(p): o for o, _ in self._optimizers for g in o.param_groups for p in g["params"]}
-        kept: dict[str, set[str]] = {}
-        for name in state:
-            parameter_name, _, key = name.rpartition("/")
-            kept.setdefault(parameter_name, set()).add(key)
-        for name, found in kept.items():
-            expected = _REMEMBERED[type(owner[id(self._stepped[name])])]
-            if found != expected:
-                raise CheckpointError(
-                    f"optim.name={self._config.name}: expected of {name} what it remembers "
-                    f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
-                    "optimizer. Go on with the one of the checkpoint: its config.yaml has the name."
-                )
+        by_parameter: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             parameter_name, _, key = name.rpartition("/")
-            parameter = self._stepped[parameter_name]
-            # Laid out as the parameter is: fused kernels go through both as they lie in memory.
-            like = parameter if value.shape == parameter.shape else value
-            own = torch.empty_like(
-                like, dtype=value.dtype, device=parameter.device, requires_grad=False
+            by_parameter.setdefault(parameter_name, {})[key] = value
+        for name, entries in by_parameter.items():
+            parameter = self._stepped[name]
+            optimizer = owner[id(parameter)]
+            self._check_kind(name, entries.keys(), _REMEMBERED[type(optimizer)])
+            for key, value in entries.items():
+                optimizer.state[parameter][key] = _laid_out_as(parameter, value)
+
+    def _check_kind(self, name: str, found: Set[str], expected: Set[str]) -> None:
+        if found != expected:
+            raise CheckpointError(
+                f"optim.name={self._config.name}: expected of {name} what it remembers "
+                f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
+                "optimizer. Go on with the one of the checkpoint: its config.yaml has the name."
             )
-            owner[id(parameter)].state[parameter][key] = own.copy_(value)
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """A copy as fused kernels need it: they go through both as they lie in memory."""
+    like = parameter if value.shape == parameter.shape else value
+    own = torch.empty_like(like, dtype=value.dtype, device=parameter.device, requires_grad=False)
+    return own.copy_(value)
 
 
 _REMEMBERED: dict[type, set[str]] = {

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,7 @@ from mach.errors import ChannelError, PeerLostError
 from mach.shapes import TensorSpec
 
 _HEADER_ONLY = TensorSpec((0,))
+_End = TypeVar("_End", GlooSender, GlooReceiver)
 _POLL_S = 100e-6
 
 
@@ -148,6 +149,36 @@ class _Pair:
             raise ChannelError(f"{edge.name}: the first NCCL message failed: {error}") from error
 
 
+def _control(
+    end: Callable[..., _End],
+    edge: Edge,
+    store: dist.Store,
+    pair: _Pair,
+    timeout_s: float,
+    start_s: float,
+    **hears: Any,
+) -> _End:
+    """An end of the channel of an edge's headers. Where it does not come up nobody will hold the
+    pair, which is aborted.
+
+    Args:
+        hears: callbacks and where to listen, as for the end.
+    """
+    headers = Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits)
+    try:
+        return end(
+            headers,
+            dist.PrefixStore("control", store),
+            torch.device("cpu"),
+            timeout_s,
+            start_s,
+            **hears,
+        )
+    except BaseException:
+        pair.abort()
+        raise
+
+
 class NcclSender(Sender):
     """Sending end: a ring of slots on the GPU, each sent once its header was taken in."""
 
@@ -170,21 +201,18 @@ class NcclSender(Sender):
         self._announced: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self._changed = Condition()
         self._error: BaseException | None = None
-        try:
-            self._control = GlooSender(
-                Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
-                dist.PrefixStore("control", store),
-                torch.device("cpu"),
-                timeout_s,
-                start_s,
-                on_sent=self._taken_in,
-                on_error=self._fail,
-                on_change=on_change,
-                listen=listen,
-            )
-        except BaseException:  # nobody holds this end yet
-            self._pair.abort()
-            raise
+        self._control = _control(
+            GlooSender,
+            edge,
+            store,
+            self._pair,
+            timeout_s,
+            start_s,
+            on_sent=self._taken_in,
+            on_error=self._fail,
+            on_change=on_change,
+            listen=listen,
+        )
 
     @property
     def alive(self) -> bool:
@@ -298,21 +326,18 @@ class NcclReceiver(Receiver):
         self._ended = False
         self._changed = Condition()
         self._error: BaseException | None = None
-        try:
-            self._control = GlooReceiver(
-                Edge(edge.source, edge.target, _HEADER_ONLY, edge.credits),
-                dist.PrefixStore("control", store),
-                torch.device("cpu"),
-                timeout_s,
-                start_s,
-                on_arrival=self._announced,
-                on_error=self._fail,
-                on_change=on_change,
-                listen=listen,
-            )
-        except BaseException:  # nobody holds this end yet
-            self._pair.abort()
-            raise
+        self._control = _control(
+            GlooReceiver,
+            edge,
+            store,
+            self._pair,
+            timeout_s,
+            start_s,
+            on_arrival=self._announced,
+            on_error=self._fail,
+            on_change=on_change,
+            listen=listen,
+        )
 
     @property
     def alive(self) -> bool:

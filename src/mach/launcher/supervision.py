@@ -140,18 +140,18 @@ class Supervision:
         if fall.code == REFUSED:
             return [Event(k, "refused", f"component {k} refused: {fall.short}"), Stop(k, fall)]
         if one.finished:  # nothing is lost: it has saved, and only served its neighbours since
-            text = f"component {k} ended after its last step ({fall.short})"
-            answers: list[Answer] = [Event(k, "exhausted", text), GiveUp(k)]
+            said = Event(k, "exhausted", f"component {k} ended after its last step ({fall.short})")
         elif self._rules.on_exhausted == "stop":
             return [self._exhausted(k, fall, "the run stops"), Stop(k, fall)]
         else:
-            answers = [self._exhausted(k, fall, "the run goes on without it"), GiveUp(k)]
+            said = self._exhausted(k, fall, "the run goes on without it")
+        answers: list[Answer] = [said, GiveUp(k)]
         if all(other.state == "gone" for other in self.components):
             answers.append(Stop(k, fall))
         return answers
 
     @staticmethod
-    def _exhausted(k: int, fall: Fall, then: str) -> Answer:
+    def _exhausted(k: int, fall: Fall, then: str) -> Event:
         text = f"component {k} died ({fall.short}) and has no restart left; {then}"
         return Event(k, "exhausted", text)
 
