@@ -91,6 +91,10 @@ def own_head(activation, task):
     return nn.Linear(activation.shape[0], task.classes, bias=False)
 
 
+def drawing_head(activation, task):
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(activation.shape[0], task.classes))
+
+
 def own_student(activation, task, config):
     return nn.Linear(task.sample.shape[0], activation.shape[0])
 

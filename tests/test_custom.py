@@ -309,10 +309,15 @@ def blocks(width=16):
 
 def flat(width=16):
     return [nn.Flatten(), *blocks(width)]
+
+
+def head(activation, task):
+    return nn.Sequential(nn.Dropout(0.2), nn.Linear(activation.shape[0], task.classes))
 """
 
 OURS = [word for word in SMALL if not word.startswith("model.")]
 CUSTOM = [*OURS, "model=custom", "model.factory=mine:flat", "model.arguments={width:12}"]
+DROPPING = [*CUSTOM, "model.head=mine:head"]
 
 
 @pytest.mark.timeout(400)
@@ -320,15 +325,16 @@ def test_a_file_in_the_folder_where_the_command_is_typed_is_trained_by_processes
     tmp_path, monkeypatch
 ):
     """The factory is found there by the launcher, by its ranks and by those of torchrun; the ranks
-    train what the oracle trains, cut as has been measured before the run."""
+    train what the oracle trains, cut as has been measured before the run, with heads that draw
+    random numbers."""
     (tmp_path / "mine.py").write_text(FACTORY)
-    done = run([*TRAIN, *CUSTOM, "model.balance=time", "out=run"], tmp_path)
+    done = run([*TRAIN, *DROPPING, "model.balance=time", "out=run"], tmp_path)
     assert done.code == 0, done
     config = load(tmp_path / "run" / "config.yaml")
     assert config.model.depth == 5
     assert isinstance(config.model.balance, list)
     balance = f"model.balance={config.model.balance}".replace(" ", "")
-    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *CUSTOM, balance, "out=other"]
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *DROPPING, balance, "out=other"]
     other = run(command, tmp_path, OMP_NUM_THREADS="1")
     assert other.code == 0, other
     assert scores(tmp_path / "other") == scores(tmp_path / "run")

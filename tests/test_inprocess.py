@@ -74,6 +74,24 @@ def test_it_goes_on_from_its_last_checkpoint_with_the_same_numbers(inprocess, tm
     assert steps == [1, *range(10, 101, 10)]
 
 
+def test_heads_that_draw_random_numbers_go_on_drawing_where_they_were(tmp_path):
+    """Each component has its own stream, as it has in a process of its own."""
+    own = ["model=custom", "model.factory=brought:flat", "model.head=brought:drawing_head"]
+    words = ["launch=inprocess", "components=3", *own, "checkpoint.every=10", "checkpoint.keep=2"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    launch(compose([*words, "steps=20", f"out={whole}"]))
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / "step-20")
+    (again / "result.json").unlink()
+    launch(compose([*words, "steps=20", f"out={again}", "resume=auto"]))
+    mine, other = (stored_tensors(run / "checkpoints" / "step-20") for run in (again, whole))
+    assert mine.keys() == other.keys()
+    assert [name for name in mine if not torch.equal(mine[name], other[name])] == []
+    streams = [mine[name] for name in mine if "random_state" in name]
+    assert len(streams) == 3
+    assert not torch.equal(streams[0], streams[1])
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -395,11 +395,14 @@ def test_every_method_trains(dataset, method):
         ("backprop", "schedule=delayed delay=1", "delay=0, or schedule=sync; got 1. .*exact"),
         ("backprop", "feedback=0.5", "feedback=1; got 0.5. Its gradients are exact"),
         ("backprop", "schedule=free delay=0", "schedule=sync, or delayed with delay=0; got free"),
-        ("ddg", "optim.correction=shrink", "optim.correction=anything but shrink; got shrink"),
         ("dgl", "feedback=0.5", "feedback=0; got 0.5. It learns from local losses"),
         ("ddg", "replay=recompute", "replay=stash; got recompute. .*weights of then"),
         ("features_replay", "replay=stash", "replay=recompute; got stash. .*present weights"),
-        ("ddg", "feedback=0 head.weight=1", "feedback=more than 0; got 0"),
+        ("ddg", "feedback=0 head.weight=1", "feedback=1; got 0"),
+        ("takd", "feedback=0 head.weight=1", "feedback=more than 0; got 0"),
+        ("dni", "head.weight=0.1", "head.weight=0; got 0.1. It has one loss"),
+        ("dni", "student=distil student.mix=0.5", "student.mix=0; got 0.5"),
+        ("synthetic_inputs", "head.weight=0.1", "head.weight=0; got 0.1. It has one loss"),
         ("fdg", "replay=recompute", "replay=stash; got recompute"),
         ("fdg", "optim.correction=rate", "optim.correction=shrink; got rate. Shrinking is what"),
         ("ampnet", "replay=stash", "replay=recompute; got stash"),
@@ -420,6 +423,19 @@ def test_a_method_whose_needs_contradict_the_config_is_refused(method, overrides
         config_of(method, *overrides.split())
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("method", ["ddg", "features_replay", "ampnet"])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("feedback=0.5", "feedback=1; got 0.5. It learns from the loss at the top, in full"),
+        ("optim.correction=shrink", "optim.correction=anything but shrink; got shrink"),
+    ],
+)
+def test_a_method_that_passes_whole_gradients_is_refused_less(method, overrides, says):
+    with pytest.raises(ConfigError, match=f"method={method}: expected {says}"):
+        config_of(method, *overrides.split())
 
 
 @pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])

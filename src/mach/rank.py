@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from mach.config import Config
 from mach.errors import ChannelTimeoutError, ConfigError
+from mach.randomness import seed_of
 from mach.storeaddress import StoreAddress
 from mach.topology import gpu_of, share_cores, transport_of
 
@@ -164,7 +165,7 @@ def store_host() -> str | None:
 def occupy(rank: Rank, config: Config) -> torch.device:
     """Take this rank's device, cores and threads, and its own stream of random numbers."""
     sys.setswitchinterval(_SWITCH_S)
-    torch.manual_seed(config.seed * rank.size + rank.index)  # torch begins anew in every process
+    torch.manual_seed(seed_of(config.seed, rank.size, rank.index))
     if device_kind(config) == "cuda":
         device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))
         torch.cuda.set_device(device)

@@ -37,6 +37,12 @@ _GRADIENT = Need(
     lambda c: c.feedback > 0,
     "It learns from the loss at the top; method=dgl learns from local losses.",
 )
+_WHOLE_GRADIENT = Need(
+    "feedback",
+    "1",
+    lambda c: c.feedback == 1,
+    "It learns from the loss at the top, in full; method=mach may scale what comes down.",
+)
 _OLD_GRAPH = Need(
     "replay",
     "stash",
@@ -56,6 +62,25 @@ _PREDICTOR = Need(
     lambda c: c.predictor.enabled,
     "It learns from predicted gradients.",
 )
+_UNSHRUNK = Need(
+    "optim.correction",
+    "anything but shrink",
+    lambda c: c.optim.correction != "shrink",
+    "Shrinking is what method=fdg adds.",
+)
+
+_PROBES = Need(
+    "head.weight",
+    "0",
+    lambda c: c.head.weight == 0,
+    "It has one loss, at the top, and its heads are probes; method=mach lets bodies feel them.",
+)
+_REAL_INPUTS = Need(
+    "student.mix",
+    "0",
+    lambda c: c.student.mix == 0 or not c.student.enabled,
+    "Its bodies learn on what comes from below; method=mach2019 mixes in what students make.",
+)
 
 _FROM_THE_TOP = (
     Need(
@@ -70,18 +95,8 @@ _FROM_THE_TOP = (
         lambda c: not c.one_hop,
         "Its gradients come from the top; in method=mach2019 they come from the parent's head.",
     ),
-    Need(
-        "head.weight",
-        "0",
-        lambda c: c.head.weight == 0,
-        "It has one loss, at the top, and its heads are probes; method=mach lets bodies feel them.",
-    ),
-    Need(
-        "student.mix",
-        "0",
-        lambda c: c.student.mix == 0 or not c.student.enabled,
-        "Its bodies learn on what comes from below; method=mach2019 mixes in what students make.",
-    ),
+    _PROBES,
+    _REAL_INPUTS,
 )
 
 NEEDS: dict[str, tuple[Need, ...]] = {
@@ -115,19 +130,14 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
     ),
     "ddg": (
-        _GRADIENT,
+        _WHOLE_GRADIENT,
         _OLD_GRAPH,
         *_FROM_THE_TOP,
-        Need(
-            "optim.correction",
-            "anything but shrink",
-            lambda c: c.optim.correction != "shrink",
-            "Shrinking is what method=fdg adds.",
-        ),
+        _UNSHRUNK,
     ),
-    "features_replay": (_GRADIENT, _PRESENT_WEIGHTS, *_FROM_THE_TOP),
+    "features_replay": (_WHOLE_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
     "fdg": (
-        _GRADIENT,
+        _WHOLE_GRADIENT,
         _OLD_GRAPH,
         Need(
             "optim.correction",
@@ -137,8 +147,8 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
         *_FROM_THE_TOP,
     ),
-    "ampnet": (_GRADIENT, _PRESENT_WEIGHTS, *_FROM_THE_TOP),
-    "dni": (_GRADIENT, _PREDICTOR),
+    "ampnet": (_WHOLE_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
+    "dni": (_GRADIENT, _PREDICTOR, _PROBES, _REAL_INPUTS),
     "takd": (
         _GRADIENT,
         Need(
@@ -196,6 +206,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "synthetic_inputs": (
         _GRADIENT,
         _PREDICTOR,
+        _PROBES,
         Need(
             "student.enabled",
             "true",

@@ -60,7 +60,8 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
         oracle = Oracle(config, dataset, hooks, device, first_step)
         for k in components if start is not None else ():
             assert start is not None
-            checkpoint.load(start, k, oracle.trainers[k].worker.component, oracle.optimizers[k])
+            with oracle.streams.of(k):
+                checkpoint.load(start, k, oracle.trainers[k].worker.component, oracle.optimizers[k])
         for trainer, told in zip(oracle.trainers, hooks, strict=True):
             stack.enter_context(traced(config, run_dir, trainer.worker, told))
         with Progress(run_dir, config.components, config.steps, config.report.progress):

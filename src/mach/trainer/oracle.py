@@ -16,6 +16,7 @@ from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ScheduleError
 from mach.optim import Optimizer
+from mach.randomness import Streams
 from mach.results import Outcome, result_of
 from mach.trainer.assemble import Assembly
 from mach.trainer.loop import Hooks, Trainer, program
@@ -64,6 +65,7 @@ class Oracle:
         )
         chain = self.assembly.links(device)
         ends = connect_in_memory(chain, config.transport.timeout_s)
+        self.streams = Streams(config.seed, config.components)
         self.trainers: list[Trainer] = []
         self.optimizers: list[dict[str, Optimizer]] = []
         for k, channels in enumerate(ends):
@@ -85,11 +87,11 @@ class Oracle:
         outcomes: list[Outcome] = [trainer.outcome() for trainer in self.trainers]
         return result_of(self.config, self.assembly.costs(), outcomes, first_step=self._first_step)
 
-    @staticmethod
-    def _advance(trainer: Trainer) -> bool:
+    def _advance(self, trainer: Trainer) -> bool:
         """Go on with one component for as long as it need not wait."""
         moved = False
-        while trainer.next is not None and trainer.worker.ready(trainer.next):
-            trainer.advance()
-            moved = True
+        with self.streams.of(trainer.worker.index):
+            while trainer.next is not None and trainer.worker.ready(trainer.next):
+                trainer.advance()
+                moved = True
         return moved
