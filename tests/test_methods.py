@@ -399,7 +399,6 @@ def test_every_method_trains(dataset, method):
         ("ddg", "replay=recompute", "replay=stash; got recompute. .*weights of then"),
         ("features_replay", "replay=stash", "replay=recompute; got stash. .*present weights"),
         ("ddg", "feedback=0 head.weight=1", "feedback=1; got 0"),
-        ("takd", "feedback=0 head.weight=1", "feedback=more than 0; got 0"),
         ("dni", "head.weight=0.1", "head.weight=0; got 0.1. It has one loss"),
         ("dni", "student=distil student.mix=0.5", "student.mix=0; got 0.5"),
         ("synthetic_inputs", "head.weight=0.1", "head.weight=0; got 0.1. It has one loss"),

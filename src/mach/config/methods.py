@@ -33,12 +33,6 @@ class Need:
 
 _GRADIENT = Need(
     "feedback",
-    "more than 0",
-    lambda c: c.feedback > 0,
-    "It learns from the loss at the top; method=dgl learns from local losses.",
-)
-_WHOLE_GRADIENT = Need(
-    "feedback",
     "1",
     lambda c: c.feedback == 1,
     "It learns from the loss at the top, in full; method=mach may scale what comes down.",
@@ -130,14 +124,14 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
     ),
     "ddg": (
-        _WHOLE_GRADIENT,
+        _GRADIENT,
         _OLD_GRAPH,
         *_FROM_THE_TOP,
         _UNSHRUNK,
     ),
-    "features_replay": (_WHOLE_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
+    "features_replay": (_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
     "fdg": (
-        _WHOLE_GRADIENT,
+        _GRADIENT,
         _OLD_GRAPH,
         Need(
             "optim.correction",
@@ -147,10 +141,9 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
         *_FROM_THE_TOP,
     ),
-    "ampnet": (_WHOLE_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
-    "dni": (_GRADIENT, _PREDICTOR, _PROBES, _REAL_INPUTS),
+    "ampnet": (_GRADIENT, _PRESENT_WEIGHTS, _UNSHRUNK, *_FROM_THE_TOP),
+    "dni": (_PREDICTOR, _PROBES, _REAL_INPUTS),
     "takd": (
-        _GRADIENT,
         Need(
             "head.soft",
             "more than 0",
@@ -177,7 +170,6 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
     ),
     "mach2019": (
-        _GRADIENT,
         Need(
             "model.raw_input",
             "true",
@@ -204,7 +196,6 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         ),
     ),
     "synthetic_inputs": (
-        _GRADIENT,
         _PREDICTOR,
         _PROBES,
         Need(
