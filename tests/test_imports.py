@@ -15,7 +15,7 @@ ROOT = Path(mach.__file__).parent
 LINES = [
     "errors shapes metrics config configfile topology schedule policy balance forecast results "
     "introduce provenance runfolder storeaddress sweepfolder sweeptable",
-    "rank roster",
+    "randomness rank roster",
     "component",
     "models",
     "channels",

@@ -184,7 +184,11 @@ def test_a_run_whose_launcher_left_without_a_result_has_stopped(tmp_path: Path) 
         assert "training" in shown(run_dir)[0]
     rows = shown(run_dir)
     assert rows[0].startswith("stopped")
-    assert "resume=auto" in rows[-1]
+    assert not [row for row in rows if "training" in row]
+    assert "Nothing was saved" in rows[-1]
+    (run_dir / "checkpoints" / "step-10").mkdir(parents=True)
+    (run_dir / "checkpoints" / "step-10" / "manifest.json").write_text("{}")
+    assert "resume=auto" in shown(run_dir)[-1]
     (run_dir / runfolder.LOCK).write_text(f"{2**22 + 1} {os.uname().nodename}\n")  # kill -9
     assert shown(run_dir)[0].startswith("stopped")
 

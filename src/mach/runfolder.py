@@ -172,6 +172,11 @@ def holds_run(run_dir: Path) -> bool:
         return False
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can go on from something it has saved: a manifest says so (mach.checkpoint)."""
+    return any((run_dir / CHECKPOINTS).glob("step-*/*.json"))
+
+
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """The result of the run in this folder, or None while it has none.
 

@@ -9,7 +9,7 @@ Nobody waits for anybody: each component saves when it gets to the flush point, 
 writes the manifest.
 """
 
-from mach.checkpoint.catalog import Checkpoint, exists, find, latest, latest_of, part, verify
+from mach.checkpoint.catalog import Checkpoint, find, latest, latest_of, part, verify
 from mach.checkpoint.loading import check_fit, load, load_weights
 from mach.checkpoint.saving import (
     complete,
@@ -26,7 +26,6 @@ __all__ = [
     "Checkpoint",
     "check_fit",
     "complete",
-    "exists",
     "find",
     "latest",
     "latest_of",

@@ -68,12 +68,6 @@ def latest_of(run_dir: Path, k: int) -> Checkpoint | None:
     return None
 
 
-def exists(run_dir: Path) -> bool:
-    """Whether a run can go on from something it has saved."""
-    folder = run_dir / CHECKPOINTS
-    return any(folder.glob(f"step-*/{MANIFEST}")) or any(folder.glob("step-*/component-*.json"))
-
-
 def find(path: Path) -> Checkpoint:
     """The checkpoint that a path means: itself, or the last one of a run folder.
 

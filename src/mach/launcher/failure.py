@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from mach import checkpoint, runfolder
+from mach import runfolder
 from mach.config import Config
 from mach.errors import ConfigError, DivergedError, RankFailedError
 
@@ -58,7 +58,7 @@ def fall_of(component: int, failure: ProcessFailure) -> Fall:
 def run_failed(component: int, fall: Fall, run_dir: Path, config: Config) -> RankFailedError:
     """The error that ends the run because this component fell."""
     done = f"Logs: {run_dir / runfolder.LOGS}."
-    if checkpoint.exists(run_dir):  # a loss that diverged would do so again
+    if runfolder.has_checkpoint(run_dir):  # a loss that diverged would do so again
         how = f"resume={run_dir} out=.." if fall.diverged else f"out={run_dir} resume=auto"
         done += f" Go on from the last checkpoint: {how}"
     error = RankFailedError(f"component {component} of {config.components}: {fall.reason}. {done}")

@@ -111,6 +111,8 @@ class RunState:
         ]
         self.events: deque[str] = deque(maxlen=3)
         """The last things its launcher said."""
+        self.stopped = False
+        """Whether its launcher has ended without a result, and nobody trains any more."""
         self._journal = Follower(run_dir / runfolder.EVENTS)
 
     def look(self) -> None:
@@ -135,13 +137,15 @@ class RunState:
             one.event, one.event_s = (_UP | _DOWN)[kind], number(line.get("time")) or 0.0
 
     def state(self, k: int, now: float | None = None) -> str:
-        """One word: starting, training, silent, down, gone, refused or done."""
+        """One word: starting, training, silent, stopped, down, gone, refused or done."""
         one = self.components[k]
         if self.steps is not None and one.step >= self.steps:
             return "done"
         logged_s = number(one.latest.get("time")) or 0.0
         if one.event in _DOWN.values() and one.event_s >= logged_s:
             return str(one.event)
+        if self.stopped:
+            return "stopped"
         if not one.latest:
             return "starting"
         now = time.time() if now is None else now

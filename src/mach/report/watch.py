@@ -165,6 +165,8 @@ class OneRun:
         if self.state is not None:
             self.state.look()
         self.stopped = ended and self.result is None
+        if self.state is not None:
+            self.state.stopped = self.stopped
 
     def _begin(self) -> None:
         record = read_run(self.run_dir)
@@ -189,7 +191,11 @@ class OneRun:
         if self.result is not None:
             return [result_table(self.result)]
         if self.stopped:
-            text = f"mach train has ended without a result. Go on: out={self.run_dir} resume=auto"
+            go_on = f"Go on: out={self.run_dir} resume=auto"
+            saved = runfolder.has_checkpoint(self.run_dir)
+            text = (
+                f"mach train has ended without a result. {go_on if saved else 'Nothing was saved.'}"
+            )
             return [Text(text, style="yellow")]
         return []
 
