@@ -13,8 +13,8 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors shapes metrics config configfile topology schedule policy balance forecast results "
-    "introduce provenance runfolder storeaddress sweepfolder sweeptable",
+    "errors shapes metrics config configerrors configfile topology schedule policy balance "
+    "forecast results introduce provenance runfolder storeaddress sweepfolder sweeptable",
     "randomness rank roster",
     "component",
     "models",
@@ -125,7 +125,7 @@ def test_only_the_launcher_knows_hydra():
 
 
 def test_only_the_config_and_the_launcher_know_omegaconf():
-    assert uses("omegaconf") == {"configfile", "launcher.app", "launcher.compose"}
+    assert uses("omegaconf") == {"configerrors", "configfile", "launcher.app", "launcher.compose"}
 
 
 def test_only_the_report_knows_wandb():

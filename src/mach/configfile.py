@@ -31,6 +31,7 @@ from mach.config import (
     TokensConfig,
     one_of,
 )
+from mach.configerrors import refusal
 from mach.errors import ConfigError
 
 
@@ -87,8 +88,7 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{missing[0]}: expected a value; got none. Set {missing[0]}=..")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {said}" if error.full_key else said) from error
+        raise ConfigError(refusal(error, keys())) from error
     assert isinstance(config, Config)
     return config
 
@@ -118,7 +118,7 @@ def from_arguments(kind: type[Arguments], words: Sequence[str]) -> Arguments:
         try:
             typed[key] = None if value == "null" else value
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(refusal(error, tuple(types))) from error
     missing = sorted(OmegaConf.missing_keys(typed) - text.keys())
     if missing:
         raise ConfigError(f"{missing[0]}: expected a value; got none. Say {missing[0]}=..")
@@ -144,6 +144,20 @@ def load(path: Path) -> Config:
         return from_yaml(path.read_text())
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
+
+
+def keys(kind: type = Config, prefix: str = "") -> list[str]:
+    """Every key of a config, dotted, with those of every model and every data source."""
+    families: dict[str, dict[str, type]] = {"model": {**MODELS}, "data": {**SOURCES}}
+    found: list[str] = []
+    for one in fields(kind):
+        name = prefix + one.name
+        found.append(name)
+        part = one.default_factory
+        for inner in families.get(name, {name: part}).values():
+            if is_dataclass(inner) and isinstance(inner, type):
+                found += keys(inner, f"{name}.")
+    return sorted(set(found))
 
 
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -13,15 +10,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 
 from mach.config import Config
-from mach.configfile import MODELS, SOURCES, Schema, from_mapping
+from mach.configerrors import refusal
+from mach.configfile import MODELS, SOURCES, Schema, from_mapping, keys
 from mach.errors import ConfigError
 from mach.launcher.manual import manual
 
@@ -92,44 +85,11 @@ def explain(error: Exception) -> str:
             f"{error.override}: expected key=value; got something that is not. "
             "Quote a value that has special signs: key='\"a=b\"'"
         )
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        return (
-            f"{cause.full_key}: expected a key of the config; got one that it does not have. "
-            f"{_did_you_mean(cause.full_key)}All keys: mach train --cfg job"
-        )
-    if isinstance(cause, ValidationError) and cause.full_key:
-        return f"{cause.full_key}: {_first_line(cause)}"
-    return str(cause).strip()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _did_you_mean(key: str) -> str:
-    known = sorted(set(_keys(Config)))
-    if key in known:
-        group = key.partition(".")[0]
-        return f"Another choice of {group} has it: {group}=.. "
-    last = key.rpartition(".")[2]
-    near = [name for name in known if name.rpartition(".")[2] == last]
-    near = near or get_close_matches(key, known, n=3, cutoff=0.7)
-    return f"Did you mean {_either(near)}? " if near else ""
-
-
-def _either(names: Sequence[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _keys(kind: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a config, with those of every model and every data source."""
-    families: dict[str, dict[str, type]] = {"model": {**MODELS}, "data": {**SOURCES}}
-    for field in fields(kind):
-        name = prefix + field.name
-        yield name
-        part = field.default_factory
-        for inner in families.get(name, {name: part}).values():
-            if is_dataclass(inner) and isinstance(inner, type):
-                yield from _keys(inner, f"{name}.")
+    if isinstance(cause, ConfigTypeError):  # ~key: Hydra takes out choices alone
+        return f"{cause.full_key}: expected a choice to take out; got a key. Set it to a value"
+    if isinstance(cause, OmegaConfBaseException):
+        return refusal(cause, keys())
+    said = str(error).strip().partition("\n")[0]
+    if said.startswith(("Could not append", "Multiple values for")):  # to what is there already
+        return f"{said.partition(' To override')[0]} Take the + away."
+    return said
