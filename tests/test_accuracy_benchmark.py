@@ -187,17 +187,26 @@ def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_m
         return {**row(value=value, **kind), **({} if value else {"exits": []})}
 
     rows = [tried("x=1", 0.5), tried("x=2", 0.5), tried("x=3", None or 0)]
-    score = tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0])
+    score = tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0], {})
     assert score(("x=3",)) == float("-inf")
     assert score(("x=4",)) is None
-    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0, 1])(("x=1",)) is None
+    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0, 1], {})(("x=1",)) is None
     assert tuning.search({"x": (1, 2, 3)}, score) == (("x=1",), [])
 
 
 def test_a_choice_made_without_students_is_one_for_the_same_chain_with_them():
     changes = ["x=1", grid.NO_STUDENTS]
     rows = [row(value=0.5, kind=grid.TUNING, changes=changes)]
-    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0])(("x=1",)) == 0.5
+    assert tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0], {})(("x=1",)) == 0.5
+
+
+def test_a_choice_is_known_where_what_the_experiment_has_anyway_was_said_or_not():
+    values = {"x=1": 0.5, "x=2": 0.6}
+    rows = [row(value=v, kind=grid.TUNING, changes=[c]) for c, v in values.items()]
+    grid_ = {"x": (1, 2), "y": (7, 8)}
+    score = tuning.validated(rows, "mnist1d", "mach", 4, 0, None, [0], grid_)
+    assert (score(("x=2", "y=7")), score(("x=1", "y=7")), score(("x=2", "y=8"))) == (0.6, 0.5, None)
+    assert tuning.search(grid_, score) == (("x=2", "y=7"), [("x=2", "y=8")])
 
 
 def test_a_choice_is_known_only_where_it_was_tried_from_every_seed():
@@ -207,7 +216,7 @@ def test_a_choice_is_known_only_where_it_was_tried_from_every_seed():
     rows = [row(changes=["x=1"], **tuned), without, row(delay=4, seed=1, changes=["x=1"], **tuned)]
 
     def score(components, delay, seeds):
-        known = tuning.validated(rows, "mnist1d", "mach", components, delay, None, seeds)
+        known = tuning.validated(rows, "mnist1d", "mach", components, delay, None, seeds, {})
         return known(("x=1",))
 
     assert [score(4, 0, [0]), score(4, 4, [1])] == [0.5, 0.5]

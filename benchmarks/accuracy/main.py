@@ -41,8 +41,19 @@ from rich.console import Console
 from rich.markdown import Markdown
 from stored import Row, append, missing, read
 from tables import csv_of, markdown, told
-from tuning import CONFIRMING_SEEDS, GRIDS, Score, confirm, search, tuning_cells, validated
+from tuning import (
+    CONFIRMING_SEEDS,
+    GRIDS,
+    SLOWED,
+    Grid,
+    Score,
+    confirm,
+    search,
+    tuning_cells,
+    validated,
+)
 
+from mach.config import Config
 from mach.errors import ConfigError, MachError
 from mach.launcher.compose import compose, conf_dir
 
@@ -119,13 +130,13 @@ class Bench:
     def tune(self) -> None:
         """Choose each method's values on the validation split, one after the other."""
         seeds = self._options.seeds or [0]
-        grid = GRIDS[self._name]
         for method in self._options.methods or ("backprop", "mach"):
-            best = self._settle(method, seeds, partial(search, grid))
+            grid = self._grid(method)
+            best = self._settle(method, seeds, grid, partial(search, grid))
             more = sorted({*seeds, *CONFIRMING_SEEDS})
-            self._keep(method, self._settle(method, more, partial(confirm, grid, best)))
+            self._keep(method, self._settle(method, more, grid, partial(confirm, grid, best)))
 
-    def _settle(self, method: str, seeds: Sequence[int], choose: Chooser) -> Changes:
+    def _settle(self, method: str, seeds: Sequence[int], grid: Grid, choose: Chooser) -> Changes:
         """Run what has to be tried until there is a choice."""
         task = TASKS[self._name]
         usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
@@ -133,7 +144,7 @@ class Bench:
         delay = 0 if self._undelayed([method]) else late
         while True:
             where = (self._name, method, task.components, delay)
-            best, tries = choose(validated(read(self.out), *where, self._steps, seeds))
+            best, tries = choose(validated(read(self.out), *where, self._steps, seeds, grid))
             if not tries:
                 return best
             cells = tuning_cells(*where, seeds, tries)
@@ -147,16 +158,22 @@ class Bench:
 
     def _undelayed(self, methods: Sequence[str]) -> set[str]:
         """Those that the delay changes nothing of."""
-        experiment = TASKS[self._name].experiment
+        found = {method: self._delayed(method) for method in methods}
+        return {method for method, config in found.items() if config and not config.effective_delay}
 
-        def late(method: str) -> bool:
-            words = [f"experiment={experiment}", f"method={method}", "delay=1"]
-            try:
-                return compose([*words, f"data.path={self._path}"]).effective_delay > 0
-            except ConfigError:  # is told when it is its turn
-                return True
+    def _grid(self, method: str) -> Grid:
+        """What is tried of a method."""
+        config = self._delayed(method)
+        slows = config is not None and config.effective_delay > 0 and config.optim.slows
+        return {**GRIDS[self._name], **(SLOWED if slows else {})}
 
-        return {method for method in methods if not late(method)}
+    def _delayed(self, method: str) -> Config | None:
+        """A method at a delay of 1; None where that is refused (told when it is its turn)."""
+        words = [f"experiment={TASKS[self._name].experiment}", f"method={method}", "delay=1"]
+        try:
+            return compose([*words, f"data.path={self._path}"])
+        except ConfigError:
+            return None
 
     def _chosen(self) -> dict[str, Changes]:
         """What `tune` has chosen for this task."""
