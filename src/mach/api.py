@@ -55,8 +55,10 @@ def fit(
             )
         from mach.data import open_dataset
         from mach.trainer import Oracle
+        from mach.trainer.measure import threads_of_a_rank
 
-        return Oracle(config, open_dataset(config.data)).run()
+        with threads_of_a_rank(config, config.components):
+            return Oracle(config, open_dataset(config.data)).run()
     from mach.launcher.app import launch
 
     return dict(launch(config))
