@@ -234,7 +234,7 @@ def test_nesterov_is_the_chains_and_its_heads_alone(dataset):
     assert kinds == {
         "chain": ["Muon", "NAdam"],
         "head": ["NAdam"],
-        "student": ["AdamW"],
+        "student": ["Muon", "AdamW"],
         "predictor": ["AdamW"],
     }
 

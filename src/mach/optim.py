@@ -215,10 +215,12 @@ def matrices_of(prefix: str, module: nn.Module) -> frozenset[str]:
     return frozenset({n for n, p in named.items() if p.ndim == 2 or n in kernels} - tables)
 
 
-def beside(config: OptimConfig, lr: float) -> OptimConfig:
-    """What is trained beside the chain, students and predictors, always learns by AdamW, at a rate
-    of its own and from fresh gradients."""
-    return replace(config, name="adamw", lr=lr, correction="none")
+def beside(
+    config: OptimConfig, lr: float, name: str = "adamw", muon_lr: float = 0.0
+) -> OptimConfig:
+    """What is trained beside the chain, students and predictors, learns by an optimizer and at
+    rates of its own, and from fresh gradients."""
+    return replace(config, name=name, lr=lr, muon_lr=muon_lr, correction="none")
 
 
 # --- torch._dynamo -----------------------------------------------------------------------------

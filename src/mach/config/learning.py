@@ -52,8 +52,12 @@ class StudentConfig:
     """Hidden width of the student; of a convolutional one its channels at full resolution."""
     depth: int = 1
     """Blocks of the student."""
+    optimizer: str = "muon"
+    """muon (its matrices and kernels; AdamW for the rest) or adamw."""
     lr: float = 1e-3
-    """Peak learning rate of the student's AdamW."""
+    """Peak learning rate of its AdamW."""
+    muon_lr: float = 0.01
+    """Peak learning rate of its Muon."""
     task_weight: float = 1.0
     """mu: weight of the task loss through the frozen body and head."""
     soft: float = 0.0
@@ -66,7 +70,9 @@ class StudentConfig:
     def __post_init__(self) -> None:
         at_least("student.width", self.width, 1)
         at_least("student.depth", self.depth, 0)
+        one_of("student.optimizer", self.optimizer, ("muon", "adamw"))
         at_least("student.lr", self.lr, 0)
+        at_least("student.muon_lr", self.muon_lr, 0)
         at_least("student.task_weight", self.task_weight, 0)
         within("student.soft", self.soft, 0, 1)
         within("student.mix", self.mix, 0, 1)
@@ -76,7 +82,7 @@ class StudentConfig:
 class PredictorConfig:
     """A network at every component below the top that predicts the parent's gradient, so that the
     component learns at once (DNI, Jaderberg et al., 2017). The parent's gradient trains it when it
-    comes. Its matrices are stepped by AdamW, as students are."""
+    comes. It is stepped by AdamW."""
 
     enabled: bool = False
     """Whether components below the top have one, and learn from its guesses alone."""

@@ -191,18 +191,19 @@ class Assembly:
         )
 
     def _student(self, k: int, device: torch.device) -> tuple[Student, Optimizer]:
-        config = self.config
+        config, own = self.config, self.config.student
         network = build_student(self.family, self.activations[k - 1], self.bodies[k], config)
         network = network.to(device)
         optimizer = Optimizer(
             _named("student", network),
-            beside(config.optim, config.student.lr),
+            beside(config.optim, own.lr, own.optimizer, own.muon_lr),
             steps=config.steps,
+            matrices=matrices_of("student", network),
         )
         student = Student(
             network,
             optimizer,
-            task_weight=config.student.task_weight,
+            task_weight=own.task_weight,
             accumulate=config.accumulate,
             dtype=self.payloads(device.type)[k - 1].dtype,
         )
