@@ -9,7 +9,7 @@ from statistics import mean
 
 import matplotlib as mpl
 from grid import ALONE, METHOD, TASKS
-from rows import at, better_is_more, chains, of, places, tops
+from rows import at, better_is_more, chains, of, places, settled, tops
 from stored import Row
 
 mpl.use("agg")
@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
                 _by_delay(axes, usual)
         if of(usual, method="mach"):
             with _figure(folder / f"{stem}-flops.png", title) as axes:
-                _by_flops(axes, usual, of(mine, kind=ALONE))
+                _by_flops(axes, settled(usual), settled(of(mine, kind=ALONE)))
 
 
 @contextmanager

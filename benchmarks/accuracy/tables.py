@@ -104,7 +104,10 @@ def _task(rows: Sequence[Row]) -> list[str]:
             f"part of all samples; looked at every {_interval(ended):,} samples.",
             _by_delay(methods, lambda group, best: (_reach(group, best, metric), _seeds(group))),
         ]
-    blocks += ["Every exit, and every window (a window needs nothing below its first component)."]
+    blocks += [
+        "Every exit, and every window (a window needs nothing below its first component); of a method "
+        "with several choices those with the one that most seeds have."
+    ]
     blocks += [_parts(methods, metric)]
     alone = of(rows, kind=ALONE)
     if alone:
@@ -181,7 +184,7 @@ def _reach(group: list[Row], best: list[Row], metric: str) -> str:
 
 def _parts(rows: Sequence[Row], metric: str) -> str:
     top = _usual(rows)
-    common = of(rows, components=top)
+    common = settled(of(rows, components=top))
     windows = [(j, i) for j in range(1, top) for i in range(j, top)]
     head = ["", *(f"exit {k}" for k in range(top)), *(f"{j}..{i}" for j, i in windows)]
     lines = []
