@@ -105,8 +105,8 @@ def _task(rows: Sequence[Row]) -> list[str]:
             _by_delay(methods, lambda group, best: (_reach(group, best, metric), _seeds(group))),
         ]
     blocks += [
-        "Every exit, and every window (a window needs nothing below its first component); of a method "
-        "with several choices those with the one that most seeds have."
+        "Every exit, and every window (a window needs nothing below its first component); of a "
+        "method with several choices those of the one that most seeds have."
     ]
     blocks += [_parts(methods, metric)]
     alone = of(rows, kind=ALONE)
