@@ -54,9 +54,9 @@ class StudentConfig:
     """Blocks of the student."""
     optimizer: str = "muon"
     """muon (its matrices and kernels; AdamW for the rest) or adamw."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate of its AdamW."""
-    muon_lr: float = 0.01
+    muon_lr: float = 0.02
     """Peak learning rate of its Muon."""
     task_weight: float = 1.0
     """mu: weight of the task loss through the frozen body and head."""
