@@ -1,6 +1,6 @@
 """What is a window worth for its cost, as the run leaves it, consolidated, and trained alone?
 
-python benchmarks/windows/main.py               mnist1d, 3 seeds: an hour and more on one core
+python benchmarks/windows/main.py               mnist1d, 3 seeds: an hour and more; --jobs 2: half
 python benchmarks/windows/main.py --steps 1000  a third of the samples of experiment=mnist1d
 python benchmarks/windows/main.py --quick       a few steps: does it work?
 python benchmarks/windows/main.py --markdown    print the README's tables again
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,16 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
     path = mnist1d_file(folder)
     rows = _read(out) if out.exists() and not options.quick else []
     known = {(row["steps"], row["seed"]) for row in rows}
-    for seed in range(1 if options.quick else options.seeds):
-        if (steps, seed) in known:
-            continue
-        here = environment()
-        row = seed_of(seed, steps, path, folder, lambda line: _console.print(line))
-        rows.append({**row, "environment": here})
-        if not options.quick or options.out:
-            out.write_text(json.dumps(rows, indent=1) + "\n")
+    seeds = range(1 if options.quick else options.seeds)
+    missing = [seed for seed in seeds if (steps, seed) not in known]
+    here = environment()
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(seed_of, seed, steps, path, folder) for seed in missing]
+        for done in as_completed(running):
+            rows.append({**done.result(), "environment": here})
+            rows.sort(key=lambda row: (row["steps"], row["seed"]))
+            if not options.quick or options.out:
+                out.write_text(json.dumps(rows, indent=1) + "\n")
     if options.quick and not options.out:
         print(json.dumps(rows, indent=1))
         sys.exit()
@@ -83,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="of the chain, 64 samples each")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     parser.add_argument("--folder", type=Path, help="for data and run folders, which then stay")
     parser.add_argument("--out", type=Path, help=f"default: {RESULT.name} beside this program")
     parser.add_argument("--quick", action="store_true", help="one seed, a few steps")

@@ -12,12 +12,12 @@ All are trained on the same samples; 2,000 are kept back from all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from sizes import nearest
 
 from mach.choice.cascade import cascade
@@ -37,17 +37,15 @@ STUDENT = 112
 Row = dict[str, Any]
 
 
-def seed_of(
-    seed: int, steps: int, path: str, folder: Path, say: Callable[[str], None]
-) -> dict[str, Any]:
+def seed_of(seed: int, steps: int, path: str, folder: Path) -> dict[str, Any]:
     """One seed, on one thread.
 
     Args:
         steps: of the chain, 64 samples each.
         path: the data.
         folder: for the run.
-        say: is told of each result.
     """
+    say = Console(stderr=True).print
     torch.set_num_threads(1)
     began_s = time.monotonic()
     common = [f"data.path={path}", f"data.validation={VALIDATION}", f"seed={seed}"]
