@@ -353,6 +353,10 @@ def test_a_rival_that_was_not_tuned_is_told():
     assert met == "yes"
     ((*_, met),) = goals({**mach, **tuned}, row("ddg", 8, value=0.95))
     assert met == "**no**"
+    better = row("ddg", 8, value=0.85)
+    ((what, number, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned}, better)
+    assert f"{best} (as in `conf/`), " in what, "the better one, though it was tuned"
+    assert (number, met) == ("+5.00", "yes")
     told = "Tuned on the validation split: `mach`. Not tuned, as in `conf/`: `backprop`, `ddg`."
     assert told in tables.markdown([{**mach, **tuned}, ddg, row("backprop")])
     assert ". Not tuned, as in `conf/`: `mach`.\n" in tables.markdown([mach])
