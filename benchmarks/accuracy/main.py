@@ -26,6 +26,7 @@ from pathlib import Path
 
 from data import mnist1d_file
 from grid import (
+    ALONE,
     LEADING,
     OTHERS_DELAY,
     TASKS,
@@ -105,7 +106,8 @@ class Bench:
     def table(self) -> None:
         """Every method, and the networks that are trained alone."""
         options, task = self._options, TASKS[self._name]
-        methods = options.methods or self._methods()
+        asked = options.methods or [*self._methods(), ALONE]
+        methods = [method for method in asked if method != ALONE]
         delays = options.delays or (QUICK_DELAYS if options.quick else None)
         seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
         cells = method_cells(
@@ -120,7 +122,7 @@ class Bench:
             cells += longer_cells(self._name, steps, seeds, chosen, delays)
         lengths = options.components or ([task.components] if options.quick else None)
         cells = [cell for cell in cells if lengths is None or cell.components in lengths]
-        if task.sizes and not options.quick and not options.methods:
+        if task.sizes and not options.quick and ALONE in asked:
             from sizes import sizes
 
             found = sizes(self._name, self._path, self._cache)
@@ -240,7 +242,7 @@ def _options() -> argparse.Namespace:
     add("--tune", action="store_true", help="choose on the validation split, and keep the choice")
     add("--untuned", action="store_true", help="with the values of conf/, whatever was chosen")
     add("--tuned-delay", type=int, help="at which late methods are tuned")
-    add("--methods", nargs="+", help="default: all of conf/method")
+    add("--methods", nargs="+", help=f"default: all of conf/method, and {ALONE}")
     add("--delays", type=int, nargs="+", help="default: the task's")
     add("--components", type=int, nargs="+", help="default: the task's")
     add("--seeds", type=int, nargs="+", help="default: 0 1 2")
