@@ -153,7 +153,10 @@ def test_a_source_hands_on_what_its_config_asks_for():
         ({"augment": "rotate"}, "data.augment: expected one of none, crop, crop_flip; got"),
         ({"padding": -1}, "data.padding: expected 0 or more; got -1"),
         ({"samples": 0}, "data.samples: expected 1 or more; got 0"),
-        ({"name": "text", "path": "x", "augment": "crop"}, "data.augment: expected a key of the config"),
+        (
+            {"name": "text", "path": "x", "augment": "crop"},
+            "data.augment: expected a key of the config",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(data, says):
