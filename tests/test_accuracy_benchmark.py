@@ -175,10 +175,10 @@ def test_a_choice_of_one_seed_must_beat_the_beginning_from_several():
     grid_, chosen = {"a": (1, 2), "b": (10, 20)}, ("a=2", "b=10")
     first = ("a=1", "b=10")
     known = {chosen: 0.5}
-    assert tuning.confirm(grid_, chosen, known.get) == (first, [first])
-    assert tuning.confirm(grid_, chosen, {**known, first: 0.4}.get) == (chosen, [])
-    assert tuning.confirm(grid_, chosen, {**known, first: 0.6}.get) == (first, [])
-    assert tuning.confirm(grid_, first, {}.get) == (first, []), "nothing to be confirmed"
+    assert tuning.confirm(grid_, known.get, chosen) == (first, [first])
+    assert tuning.confirm(grid_, {**known, first: 0.4}.get, chosen) == (chosen, [])
+    assert tuning.confirm(grid_, {**known, first: 0.6}.get, chosen) == (first, [])
+    assert tuning.confirm(grid_, {}.get, first) == (first, []), "nothing to be confirmed"
 
 
 def test_a_choice_that_diverges_is_the_worst_and_one_that_is_not_better_is_not_made():

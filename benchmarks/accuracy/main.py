@@ -63,7 +63,7 @@ CELLS, CHOSEN, CSV = HERE / "cells.jsonl", HERE / "chosen.json", HERE / "result.
 QUICK_STEPS, QUICK_DELAYS = 200, (0, 4)
 _console = Console(stderr=True)
 
-Chooser = Callable[[Score], tuple[Changes, list[Changes]]]
+Chooser = Callable[[Grid, Score], tuple[Changes, list[Changes]]]
 """The best so far, and what has to be tried."""
 
 
@@ -133,20 +133,19 @@ class Bench:
         """Choose each method's values on the validation split, one after the other."""
         seeds = self._options.seeds or [0]
         for method in self._options.methods or ("backprop", "mach"):
-            grid = self._grid(method)
-            best = self._settle(method, seeds, grid, partial(search, grid))
+            best = self._settle(method, seeds, search)
             more = sorted({*seeds, *CONFIRMING_SEEDS})
-            self._keep(method, self._settle(method, more, grid, partial(confirm, grid, best)))
+            self._keep(method, self._settle(method, more, partial(confirm, best=best)))
 
-    def _settle(self, method: str, seeds: Sequence[int], grid: Grid, choose: Chooser) -> Changes:
+    def _settle(self, method: str, seeds: Sequence[int], choose: Chooser) -> Changes:
         """Run what has to be tried until there is a choice."""
         task = TASKS[self._name]
         usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
         late = usual if self._options.tuned_delay is None else self._options.tuned_delay
-        delay = 0 if self._undelayed([method]) else late
+        delay, grid = 0 if self._undelayed([method]) else late, self._grid(method)
         while True:
             where = (self._name, method, task.components, delay)
-            best, tries = choose(validated(read(self.out), *where, self._steps, seeds, grid))
+            best, tries = choose(grid, validated(read(self.out), *where, self._steps, seeds, grid))
             if not tries:
                 return best
             cells = tuning_cells(*where, seeds, tries)

@@ -60,7 +60,7 @@ def search(grid: Grid, score: Score) -> tuple[Changes, list[Changes]]:
     return said(best), []
 
 
-def confirm(grid: Grid, best: Changes, score: Score) -> tuple[Changes, list[Changes]]:
+def confirm(grid: Grid, score: Score, best: Changes) -> tuple[Changes, list[Changes]]:
     """The better of a choice and of where the search began, and what has to be tried to know it.
 
     Args:

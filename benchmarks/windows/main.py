@@ -58,19 +58,16 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
     from data import mnist1d_file
     from measure import seed_of
 
-    from mach.provenance import environment
-
     steps = QUICK_STEPS if options.quick else options.steps
     path = mnist1d_file(folder)
     rows = _read(out) if out.exists() and not options.quick else []
     known = {(row["steps"], row["seed"]) for row in rows}
     seeds = range(1 if options.quick else options.seeds)
     missing = [seed for seed in seeds if (steps, seed) not in known]
-    here = environment()
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(seed_of, seed, steps, path, folder) for seed in missing]
         for done in as_completed(running):
-            rows.append({**done.result(), "environment": here})
+            rows.append(done.result())
             rows.sort(key=lambda row: (row["steps"], row["seed"]))
             if not options.quick or options.out:
                 out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -27,6 +27,7 @@ from mach.consolidation.consolidate import consolidate
 from mach.data import open_dataset
 from mach.launcher.app import launch
 from mach.launcher.compose import compose
+from mach.provenance import environment
 from mach.trainer import Assembly, Oracle
 
 VALIDATION, PART, SHARE = 2000, 3, 0.5
@@ -47,7 +48,7 @@ def seed_of(seed: int, steps: int, path: str, folder: Path) -> dict[str, Any]:
     """
     say = Console(stderr=True).print
     torch.set_num_threads(1)
-    began_s = time.monotonic()
+    began_s, here = time.monotonic(), environment()
     common = [f"data.path={path}", f"data.validation={VALIDATION}", f"seed={seed}"]
     run_dir = folder / f"steps-{steps}-seed-{seed}"
     result = _chain([*common, f"steps={steps}"], run_dir)
@@ -79,6 +80,7 @@ def seed_of(seed: int, steps: int, path: str, folder: Path) -> dict[str, Any]:
         "models": models,
         "cascade": _cascade(run_dir, best["name"]),
         "seconds": round(time.monotonic() - began_s),
+        "environment": here,
     }
 
 

@@ -35,11 +35,10 @@ def refusal(error: OmegaConfBaseException, known: Sequence[str]) -> str:
             f"{_did_you_mean(key, known)}All keys: mach train --cfg job"
         )
     node = error.child_node
-    if key and isinstance(error, ValidationError) and node is not None:
-        for kind, expected in _EXPECTED.items():
-            if isinstance(node, kind):
-                got = "null" if error.value is None else repr(error.value)
-                return f"{key}: expected {expected}{' or null' * node._is_optional()}; got {got}"
+    expected = _EXPECTED.get(type(node))
+    if key and isinstance(error, ValidationError) and expected:
+        got = "null" if error.value is None else repr(error.value)
+        return f"{key}: expected {expected}{' or null' * node._is_optional()}; got {got}"
     said = str(error).strip().partition("\n")[0]
     return f"{key}: {said}" if key else said
 

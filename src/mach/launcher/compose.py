@@ -85,7 +85,7 @@ def explain(error: Exception) -> str:
             f"{error.override}: expected key=value; got something that is not. "
             "Quote a value that has special signs: key='\"a=b\"'"
         )
-    if isinstance(cause, ConfigTypeError):  # ~key: Hydra takes out choices alone
+    if isinstance(cause, ConfigTypeError) and cause.full_key:  # ~key: Hydra takes out choices alone
         return f"{cause.full_key}: expected a choice to take out; got a key. Set it to a value"
     if isinstance(cause, OmegaConfBaseException):
         return refusal(cause, keys())
