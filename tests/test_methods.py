@@ -383,7 +383,7 @@ def test_raw_input_is_part_of_what_is_counted_and_of_every_window(dataset):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(dataset, method):
-    result = Oracle(config_of(method, "steps=40"), dataset).run()
+    result = Oracle(config_of(method, "steps=80"), dataset).run()
     rows = [*result["chain"], *result["windows"]]
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert result["chain"][-1]["accuracy"] > 0.5  # 0.25 is guessing
