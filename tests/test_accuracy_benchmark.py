@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -169,6 +170,18 @@ def test_one_value_after_the_other_is_chosen_and_then_there_is_nothing_to_try():
             known[changes] = -sum(abs(float(values[key]) - best_of[key]) for key in best_of)
     assert tried == [[("a=1", "b=10"), ("a=2", "b=10"), ("a=3", "b=10")], [("a=3", "b=20")]]
     assert best == ("a=3", "b=10")
+
+
+@pytest.mark.parametrize(("best_of", "tried"), [(9, (8, 16)), (0.6, (0.5, 0.25)), (2, ())])
+def test_a_rate_at_an_end_of_its_candidates_is_followed_by_one_beyond(best_of, tried):
+    known = {}
+    while True:
+        best, tries = tuning.search({"optim.lr": (1, 2, 4)}, known.get)
+        if not tries:
+            break
+        known |= {changes: -abs(math.log(float(changes[0][9:]) / best_of)) for changes in tries}
+    assert list(known) == [(f"optim.lr={rate}",) for rate in (1, 2, 4, *tried)]
+    assert known[best] == max(known.values())
 
 
 def test_a_choice_of_one_seed_must_beat_the_beginning_from_several():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,16 +15,17 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "windows"
 
 @pytest.fixture(scope="module")
 def summary() -> ModuleType:
-    """Another benchmark has a module of this name, too."""
+    """By its path, as another benchmark has a module of this name, too."""
+    sys.path.insert(0, str(FOLDER))
     spec = importlib.util.spec_from_file_location("windows_summary", FOLDER / "summary.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def model(kind: str, name: str | None, accuracy: float, flops: int, **more: object) -> dict:
+def model(kind: str, name: str | None, value: float, flops: int, **more: object) -> dict:
     steps = 120 if kind in ("consolidated", "alone, longer") else 90
-    own = {"kind": kind, "name": name, "accuracy": accuracy, "flops": flops, "params": 1}
+    own = {"kind": kind, "name": name, "value": value, "flops": flops, "params": 1}
     return {**own, "steps": steps, **more}
 
 
@@ -31,6 +33,8 @@ def row(seed: int, chain: float, first: float, second: float, alone: float) -> d
     """A seed; validation prefers 2..2, test 3..3."""
     point = {"threshold": 0.5, "accuracy": 0.9, "asked": 0.25, "flops": 75.0}
     return {
+        "task": "mnist1d",
+        "metric": "accuracy",
         "seed": seed,
         "steps": 90,
         "batch": 64,
@@ -72,6 +76,22 @@ def test_the_window_is_chosen_on_validation_and_judged_on_test(summary):
     assert "of chain and consolidation, points | -1.00 | > 0 | **no** |" in told
     assert "| chain 0..3 | 100 | 1.00 | 91.00 (90.00 .. 92.00) |" in told
     assert "trained on 5,760 samples, windows consolidated with 1,920 more; 2 seeds" in told
+
+
+def test_of_bits_per_byte_fewer_are_better(summary):
+    """The same two seeds, with what was a part as bits."""
+    rows = [row(0, 2.0, 2.5, 1.9, 2.6), row(1, 2.2, 2.3, 1.9, 2.6)]
+    for own in rows:
+        own |= {"task": "gpt", "metric": "bits_per_byte", "cascade": None}
+        for found in own["models"]:
+            if "validated" in found:
+                found["validated"] = 1 - found["validated"]
+    assert summary.chosen(rows) == "2..2"
+    told = summary.markdown(rows)
+    assert f"bits per byte, as one of its own | {2.1 / 2.4:.4f} | ≥ 0.99 | **no** |" in told
+    assert "of a network alone, samples of the chain, bits per byte | +0.200 | > 0 | yes |" in told
+    assert "| chain 0..3 | 100 | 1.00 | 2.100 (2.000 .. 2.200) |" in told
+    assert "Cascade" not in told
 
 
 def test_the_readme_has_the_tables_of_its_result(summary):

@@ -31,6 +31,10 @@ def _grid(muon_lr: float, lr: float) -> Grid:
 SLOWED: Grid = {"optim.correction_fraction": (0.3, 0.6, 1.0)}
 """What is tried beside, of a method whose rate follows its staleness."""
 
+RATES = ("optim.muon_lr", "optim.lr")
+"""Where the best one that was tried is the largest or the smallest, its double or half is tried as
+well, and so on."""
+
 CONFIRMING_SEEDS = (0, 1, 2)
 GRIDS: dict[str, Grid] = {
     "mnist1d": _grid(0.01, 1e-3),
@@ -50,14 +54,29 @@ def search(grid: Grid, score: Score) -> tuple[Changes, list[Changes]]:
     Where nothing is left to try the first is the choice.
     """
     best: dict[str, float | int | None] = {key: values[0] for key, values in grid.items()}
-    for key, values in grid.items():
-        tries = {value: said({**best, key: value}) for value in values}
-        scores = {value: score(changes) for value, changes in tries.items()}
-        known = {value: found for value, found in scores.items() if found is not None}
-        if len(known) < len(values):
-            return said(best), [tries[value] for value in values if value not in known]
-        best[key] = max(values, key=lambda value: known[value])
+    for key, candidates in grid.items():
+        values = list(candidates)
+        while True:
+            tries = {value: said({**best, key: value}) for value in values}
+            scores = {value: score(changes) for value, changes in tries.items()}
+            known = {value: found for value, found in scores.items() if found is not None}
+            if len(known) < len(values):
+                return said(best), [tries[value] for value in values if value not in known]
+            chosen = max(values, key=lambda value: known[value])
+            beyond = _beyond(values, chosen) if key in RATES else None
+            if beyond is None:
+                break
+            values.append(beyond)
+        best[key] = chosen
     return said(best), []
+
+
+def _beyond(values: Sequence[float | int | None], best: float | int | None) -> float | None:
+    """The next candidate, where the best is the last on its side."""
+    rates = [value for value in values if value is not None]
+    if best is None or min(rates) < best < max(rates):
+        return None
+    return 2 * best if best == max(rates) else best / 2
 
 
 def confirm(grid: Grid, score: Score, best: Changes) -> tuple[Changes, list[Changes]]:

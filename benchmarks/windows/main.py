@@ -1,6 +1,8 @@
 """What is a window worth for its cost, as the run leaves it, consolidated, and trained alone?
 
 python benchmarks/windows/main.py               mnist1d, 3 seeds: an hour and more; --jobs 2: half
+python benchmarks/windows/main.py --task mnist --mnist FILE.npz
+python benchmarks/windows/main.py --task gpt --text FILE
 python benchmarks/windows/main.py --steps 1000  a third of the samples of experiment=mnist1d
 python benchmarks/windows/main.py --quick       a few steps: does it work?
 python benchmarks/windows/main.py --markdown    print the README's tables again
@@ -18,17 +20,16 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from summary import markdown
+from summary import Row, markdown
+from tasks import TASKS
 
 sys.path.append(str(Path(__file__).parents[1] / "accuracy"))  # where mnist1d is made
 
 HERE = Path(__file__).parent
-RESULT, FRONTIER = HERE / "result.json", HERE / "frontier.png"
-STEPS, QUICK_STEPS = 3000, 30
+RESULT, QUICK_STEPS = HERE / "result.json", 30
 _console = Console(stderr=True)
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     if not options.quick:
         from plot import draw
 
-        draw(_read(out), FRONTIER if out == RESULT else out.with_suffix(".png"))
+        draw(_read(out), out.parent)
 
 
 def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
@@ -56,19 +57,23 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
         folder: for data and run folders.
     """
     from data import mnist1d_file
-    from measure import seed_of
+    from measure import experiment, seed_of
 
-    steps = QUICK_STEPS if options.quick else options.steps
-    path = mnist1d_file(folder)
+    path = options.path or mnist1d_file(folder)
+    steps = options.steps or experiment(options.task, path).steps
+    if options.quick:
+        steps = QUICK_STEPS
     rows = _read(out) if out.exists() and not options.quick else []
-    known = {(row["steps"], row["seed"]) for row in rows}
+    known = {(row["task"], row["steps"], row["seed"]) for row in rows}
     seeds = range(1 if options.quick else options.seeds)
-    missing = [seed for seed in seeds if (steps, seed) not in known]
+    missing = [seed for seed in seeds if (options.task, steps, seed) not in known]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(seed_of, seed, steps, path, folder) for seed in missing]
+        running = [
+            pool.submit(seed_of, options.task, seed, steps, path, folder) for seed in missing
+        ]
         for done in as_completed(running):
             rows.append(done.result())
-            rows.sort(key=lambda row: (row["steps"], row["seed"]))
+            rows.sort(key=lambda row: (list(TASKS).index(row["task"]), row["steps"], row["seed"]))
             if not options.quick or options.out:
                 out.write_text(json.dumps(rows, indent=1) + "\n")
     if options.quick and not options.out:
@@ -76,21 +81,30 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
         sys.exit()
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Row]:
     return list(json.loads(path.read_text()))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the chain, 64 samples each")
+    parser.add_argument("--task", choices=list(TASKS), default="mnist1d")
+    parser.add_argument("--steps", type=int, help="of the chain; default: the experiment's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
+    parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test, for mnist")
+    parser.add_argument("--text", help="any text, for gpt")
     parser.add_argument("--folder", type=Path, help="for data and run folders, which then stay")
     parser.add_argument("--out", type=Path, help=f"default: {RESULT.name} beside this program")
     parser.add_argument("--quick", action="store_true", help="one seed, a few steps")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--plot", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    files = {"mnist": options.mnist, "gpt": options.text}
+    options.path = files.get(options.task)
+    if options.task in files and not (options.path or options.markdown or options.plot):
+        needs = {"gpt": "--text"}.get(options.task, f"--{options.task}")
+        parser.error(f"--task {options.task} needs {needs} FILE")
+    return options
 
 
 if __name__ == "__main__":

@@ -6,19 +6,22 @@
     alone, longer         and for those of the consolidation as well
     cascade               the consolidated window that is best on validation, then the chain
 
-All are trained on the same samples; 2,000 are kept back from all of them.
+All are trained on the same samples; some are kept back from all of them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from sizes import nearest
+from summary import Row, quality
+from tasks import TASKS, Task
 
 from mach.choice.cascade import cascade
 from mach.config import CascadeConfig, Config, ConsolidateConfig
@@ -30,111 +33,145 @@ from mach.launcher.compose import compose
 from mach.provenance import environment
 from mach.trainer import Assembly, Oracle
 
-VALIDATION, PART, SHARE = 2000, 3, 0.5
-"""Samples kept back; of the chain's steps one in so many consolidates; most FLOPs of a window."""
-STUDENT = 112
-"""Width: the widest, in eighths of the chain's, that leaves a window of one body half its FLOPs."""
+PART, SHARE, EIGHTHS = 3, 0.5, 8
+"""Of the chain's steps one in so many consolidates; most FLOPs of a window; a student's width is so
+many eighths of the chain's."""
 
-Row = dict[str, Any]
+Compose = Callable[..., Config]
+"""The chain's config, with other words of `mach train`."""
 
 
-def seed_of(seed: int, steps: int, path: str, folder: Path) -> dict[str, Any]:
+def experiment(name: str, path: str, *words: str) -> Config:
+    """A task's own, with other words of `mach train`."""
+    return compose([f"experiment={TASKS[name].experiment}", f"data.path={path}", *words])
+
+
+def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
     """One seed, on one thread.
 
     Args:
-        steps: of the chain, 64 samples each.
+        name: the task's.
+        steps: of the chain.
         path: the data.
         folder: for the run.
     """
-    say = Console(stderr=True).print
     torch.set_num_threads(1)
-    began_s, here = time.monotonic(), environment()
-    common = [f"data.path={path}", f"data.validation={VALIDATION}", f"seed={seed}"]
-    run_dir = folder / f"steps-{steps}-seed-{seed}"
-    result = _chain([*common, f"steps={steps}"], run_dir)
-    chain = result["chain"][-1]
-    say(f"seed {seed}: chain {chain['accuracy']:.4f} after {time.monotonic() - began_s:.0f} s")
-    models = [_model("exit", Name(0, row["exit"]), row, steps) for row in result["chain"]]
-    windows = [(Name(row["first"], row["last"]), row) for row in result["windows"]]
-    models += [_model("raw", name, row, steps) for name, row in windows]
-    small = [(name, row) for name, row in windows if row["flops"] <= SHARE * chain["flops"]]
+    began_s, here, task = time.monotonic(), environment(), TASKS[name]
+    own = (f"seed={seed}", f"data.validation={task.validation}", "report.wandb=off")
+    compose_with = partial(experiment, name, path, *own, "report.progress=false")
+    width, run_dir = student_width(compose_with), folder / f"{name}-steps-{steps}-seed-{seed}"
+    words = (f"steps={steps}", f"student.width={width}", f"out={run_dir}", "resume=auto")
+    chain = compose_with(*words, "launch=inprocess", "launch.threads=1")
+    result, metric = launch(chain), open_dataset(chain.data).task.metric
+    most = SHARE * result["chain"][-1]["flops"]
+    small = [row for row in result["windows"] if row["flops"] <= most]
     more = steps // PART
-    for name, _ in small:
-        entry = consolidate(
-            ConsolidateConfig(str(run_dir), str(name), steps=more, overwrite=True)
-        ).manifest
-        found = {**entry["metrics"], "flops": entry["flops"], "params": entry["params"]}
-        models.append(_model("consolidated", name, found, steps + more, validated=_best(entry)))
-        say(f"seed {seed}: consolidated {name} {found['accuracy']:.4f}")
+    models = _of_the_run(result, metric, steps)
+    models += [_consolidated(run_dir, _window(row), metric, steps, more) for row in small]
+    blocks, flops = small[0]["last"] - small[0]["first"] + 2, small[0]["flops"]
     for kind, length in (("alone", steps), ("alone, longer", steps + more)):
-        found = _alone([*common, f"steps={length}"], small[0][1]["flops"], small[0][0])
-        models.append(_model(kind, None, found, length))
-        say(f"seed {seed}: {kind} {found['accuracy']:.4f}")
-    best = max((m for m in models if m["kind"] == "consolidated"), key=lambda m: m["validated"])
+        found = _alone(compose_with, length, flops, blocks, task)
+        models.append(_model(kind, None, metric, found, length))
+    Console(stderr=True).print(f"{task.about}, seed {seed}: has ended", highlight=False)
     return {
+        "task": name,
         "seed": seed,
         "steps": steps,
-        "batch": 64,
-        "validation": VALIDATION,
-        "student": STUDENT,
+        "batch": chain.microbatch_size * chain.accumulate,
+        "metric": metric,
+        "validation": task.validation,
+        "student": width,
         "models": models,
-        "cascade": _cascade(run_dir, best["name"]),
+        "cascade": _cascade(run_dir, _first(models, metric)) if task.cascades else None,
         "seconds": round(time.monotonic() - began_s),
         "environment": here,
     }
 
 
-def _model(kind: str, name: Name | None, row: Row, steps: int, **more: Any) -> Row:
-    kept = {key: row[key] for key in ("accuracy", "flops", "params")}
+def _of_the_run(result: Row, metric: str, steps: int) -> list[Row]:
+    """Exits and windows as the run leaves them."""
+    exits = [_model("exit", Name(0, row["exit"]), metric, row, steps) for row in result["chain"]]
+    windows = [_model("raw", _window(row), metric, row, steps) for row in result["windows"]]
+    return exits + windows
+
+
+def _consolidated(run_dir: Path, window: Name, metric: str, steps: int, more: int) -> Row:
+    asked = ConsolidateConfig(str(run_dir), str(window), steps=more, overwrite=True)
+    entry = consolidate(asked).manifest
+    stage = entry["stages"][-1]
+    best = next(look for look in stage["looks"] if look["step"] == stage["best_step"])
+    found = {**entry["metrics"], "flops": entry["flops"], "params": entry["params"]}
+    model = _model("consolidated", window, metric, found, steps + more)
+    return {**model, "validated": float(best[metric])}
+
+
+def _window(row: Row) -> Name:
+    return Name(row["first"], row["last"])
+
+
+def _model(kind: str, name: Name | None, metric: str, found: Row, steps: int) -> Row:
     return {
         "kind": kind,
         "name": None if name is None else str(name),
         "steps": steps,
-        **kept,
-        **more,
+        "value": found[metric],
+        "flops": found["flops"],
+        "params": found["params"],
     }
 
 
-def _best(entry: Row) -> float:
-    """What its best look was worth on the validation split."""
-    stage = entry["stages"][-1]
-    return float(next(k["accuracy"] for k in stage["looks"] if k["step"] == stage["best_step"]))
+def _first(models: list[Row], metric: str) -> str:
+    """The consolidated window that is best on validation."""
+    found = [model for model in models if model["kind"] == "consolidated"]
+    return str(max(found, key=lambda model: quality(metric, model["validated"]))["name"])
 
 
-def _chain(words: list[str], run_dir: Path) -> Row:
-    own = [
-        f"student.width={STUDENT}",
-        "launch=inprocess",
-        "launch.threads=1",
-        "report.wandb=off",
-        "report.progress=false",
-        f"out={run_dir}",
-        "resume=auto",
-    ]
-    return dict(launch(compose(["experiment=mnist1d", *words, *own])))
+def student_width(compose_with: Compose) -> int:
+    """The widest, in eighths of the chain's, with which a window of one body has its share of
+    FLOPs at most."""
+    chain = compose_with()
+    task, whole, top = open_dataset(chain.data).task, _width(chain), chain.components - 1
+    for width in (whole * eighths // EIGHTHS for eighths in range(EIGHTHS, 0, -1)):
+        costs = Assembly(compose_with(f"student.width={width}"), task).costs()
+        if costs.model(top, top).flops <= SHARE * costs.model(0, top).flops:
+            return width
+    raise ValueError(f"a window of one body has more than {SHARE} of the chain's FLOPs")
 
 
-def _alone(words: list[str], flops: int, window: Name) -> Row:
-    """A network with a block for the student and one for each body, and the width whose FLOPs come
-    nearest, by back-propagation in one component."""
-    blocks = window.last - window.first + 2
-    own = [
-        "experiment=mnist1d",
+def _width(config: Config) -> int:
+    return int(config.model.width)  # type: ignore[attr-defined]
+
+
+def _alone(compose_with: Compose, steps: int, flops: int, blocks: int, task: Task) -> Row:
+    """A network of so many blocks and the width whose FLOPs come nearest, by back-propagation in
+    one component.
+
+    Args:
+        steps: it is trained for, with as many samples each as the chain's have.
+        flops: a window's.
+        blocks: one for the window's student and one for each of its bodies.
+    """
+    chain = compose_with()
+    config = compose_with(
+        "method=backprop",
         "components=1",
-        "delay=0",
-        "student=none",
+        f"microbatch_size={chain.microbatch_size * chain.accumulate}",
+        "accumulate=1",
         f"model.blocks={blocks}",
-    ]
-    config = compose([*own, "microbatch_size=64", "accumulate=1", "report.every=1000000", *words])
+        f"steps={steps}",
+        f"report.every={steps}",
+    )
     dataset = open_dataset(config.data)
 
     def sized(width: int) -> Config:
-        return replace(config, model=replace(config.model, width=width))  # type: ignore[call-arg]
+        model = replace(config.model, width=width * task.step)  # type: ignore[call-arg]
+        return replace(config, model=model)
 
     def cost(width: int) -> int:
         return Assembly(sized(width), dataset.task).costs().model(0, 0).flops
 
-    return dict(Oracle(sized(nearest(flops, cost, 128)), dataset).run()["chain"][-1])
+    found = nearest(flops, cost, _width(chain) // task.step)
+    return dict(Oracle(sized(found), dataset).run()["chain"][-1])
 
 
 def _cascade(run_dir: Path, small: str) -> Row:

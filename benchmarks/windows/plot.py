@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib as mpl
-from summary import Row
+from summary import Row, of
+from tasks import TASKS
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
@@ -21,27 +22,38 @@ _STYLES = {
 }
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against FLOPs, the mean of the seeds, with a bar from the least to the most; of the
-    longest training there is."""
-    steps = max(row["steps"] for row in rows)
-    group = [row for row in rows if row["steps"] == steps]
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """A picture of each task, of its longest training there is."""
+    for name in dict.fromkeys(row["task"] for row in rows):
+        steps = max(row["steps"] for row in rows if row["task"] == name)
+        _frontier(of(rows, name, steps), folder / f"{name}.png")
+
+
+def _frontier(rows: Sequence[Row], path: Path) -> None:
+    """What a model is worth against its FLOPs, the mean of the seeds, with a bar from the least to
+    the most."""
+    task, metric = TASKS[rows[0]["task"]], rows[0]["metric"]
+    scale = 100 if metric == "accuracy" else 1
     figure, axes = plt.subplots(figsize=(8, 5))
     for kind, (style, label) in _STYLES.items():
-        models = [m for row in group for m in row["models"] if m["kind"] == kind]
+        models = [m for row in rows for m in row["models"] if m["kind"] == kind]
         names = list(dict.fromkeys(m["name"] for m in models))
         points = []
         for name in names:
             own = [m for m in models if m["name"] == name]
-            points.append((own[0]["flops"], [100 * m["accuracy"] for m in own]))
+            points.append((own[0]["flops"], [scale * m["value"] for m in own]))
         _points(axes, sorted(points), style, label)
-    cascades = [row["cascade"]["cascade"] for row in group]
-    flops = mean(point["flops"] for point in cascades)
-    _points(axes, [(flops, [100 * p["accuracy"] for p in cascades])], "P", "cascade")
-    axes.set(xlabel="FLOPs a sample (of the cascade on the mean)", ylabel="test accuracy, %")
+    cascades = [row["cascade"]["cascade"] for row in rows if row["cascade"] is not None]
+    if cascades:
+        flops = mean(point["flops"] for point in cascades)
+        _points(axes, [(flops, [scale * p["accuracy"] for p in cascades])], "P", "cascade")
+    axes.set(
+        xlabel="FLOPs a sample" + (" (of the cascade on the mean)" if cascades else ""),
+        ylabel="test accuracy, %" if metric == "accuracy" else "bits per byte, test",
+    )
+    seen = rows[0]["steps"] * rows[0]["batch"]
     axes.set_title(
-        f"mnist1d, chain trained on {steps * group[0]['batch']:,} samples, {len(group)} seeds",
-        fontsize=9,
+        f"{task.about}, chain trained on {seen:,} {task.samples}, {len(rows)} seeds", fontsize=9
     )
     axes.grid(alpha=0.2)
     axes.legend(fontsize=8)

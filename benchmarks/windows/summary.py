@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 from typing import Any
 
+from tasks import TASKS
+
 from mach.provenance import commit_of, machine_of
 
 Row = dict[str, Any]
@@ -21,25 +23,39 @@ _KINDS = {
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables of every length that there are seeds of, the longest first."""
+    """Tables of every task and length that there are seeds of, the longest first."""
     blocks = ["## Result"]
-    for steps in sorted({row["steps"] for row in rows}, reverse=True):
-        group = [row for row in rows if row["steps"] == steps]
-        blocks += _of_length(group)
+    for name in TASKS:
+        for steps in sorted({row["steps"] for row in rows if row["task"] == name}, reverse=True):
+            blocks += _of_length(of(rows, name, steps))
     return "\n\n".join([*blocks, "## Environment", _environment(rows)])
+
+
+def of(rows: Sequence[Row], name: str, steps: int) -> list[Row]:
+    """The seeds of one length of a task."""
+    return [row for row in rows if (row["task"], row["steps"]) == (name, steps)]
+
+
+def quality(metric: str, value: float) -> float:
+    """The more the better."""
+    return value if metric == "accuracy" else -value
 
 
 def chosen(rows: Sequence[Row]) -> str:
     """The consolidated window that is best on validation, on the mean of the seeds."""
     models = [m for row in rows for m in row["models"] if m["kind"] == "consolidated"]
-    names = sorted({m["name"] for m in models})
-    return max(names, key=lambda n: mean(m["validated"] for m in models if m["name"] == n))
+    metric = rows[0]["metric"]
+
+    def validated(name: str) -> float:
+        return quality(metric, mean(m["validated"] for m in models if m["name"] == name))
+
+    return max(sorted({m["name"] for m in models}), key=validated)
 
 
 def values(rows: Sequence[Row], kind: str, name: str | None = None) -> list[float]:
-    """Test accuracy of each seed."""
+    """What each seed has on the test split."""
     return [
-        m["accuracy"]
+        m["value"]
         for row in rows
         for m in row["models"]
         if m["kind"] == kind and (name is None or m["name"] == name)
@@ -47,43 +63,54 @@ def values(rows: Sequence[Row], kind: str, name: str | None = None) -> list[floa
 
 
 def _of_length(rows: Sequence[Row]) -> list[str]:
-    first, best = rows[0], chosen(rows)
+    first, best, task = rows[0], chosen(rows), TASKS[rows[0]["task"]]
     top = max(m["name"] for m in first["models"] if m["kind"] == "exit")
-    chain = values(rows, "exit", top)
-    window = values(rows, "consolidated", best)
     more = next(m["steps"] for m in first["models"] if m["kind"] == "consolidated")
     seen, extra = first["steps"] * first["batch"], (more - first["steps"]) * first["batch"]
-    kept = mean(window) / mean(chain)
-    aims = [
-        [
-            f"consolidated {best} (best on validation): part of the chain's accuracy that it keeps",
-            f"{kept:.4f}",
-            f"≥ {KEEPS}",
-            _met(kept >= KEEPS),
-        ],
-        _ahead(window, values(rows, "alone"), "of a network alone, samples of the chain"),
-        _ahead(
-            window,
-            values(rows, "alone, longer"),
-            "of a network alone, samples of chain and consolidation",
-        ),
+    told = "Accuracy, %" if first["metric"] == "accuracy" else "Bits per byte"
+    blocks = [
+        f"### {task.about}, chain trained on {seen:,} {task.samples}, windows consolidated with "
+        f"{extra:,} more; {len(rows)} seeds",
+        _table(["", "measured", "aim", "met"], _aims(rows, best, top)),
+        f"{told} on the test split, mean (least .. most) of the seeds; FLOPs of a sample as part "
+        "of the chain's.",
+        _table(["model", "FLOPs", "of the chain", "test"], _models(rows, top)),
     ]
+    if first["cascade"] is None:
+        return blocks
     return [
-        f"### mnist1d, chain trained on {seen:,} samples, windows consolidated with {extra:,} "
-        f"more; {len(rows)} seeds",
-        _table(["", "measured", "aim", "met"], aims),
-        "Test accuracy, %, mean (least .. most) of the seeds; FLOPs of a sample as part of the "
-        "chain's.",
-        _table(["model", "FLOPs", "of the chain", "accuracy"], _models(rows, top)),
+        *blocks,
         "Cascade: the consolidated window that is best on validation first, the chain where it is "
         "not sure; the threshold is the cheapest that is as accurate as the chain on validation.",
         _table(["", "accuracy", "chain asked, %", "FLOPs on the mean"], _cascades(rows)),
     ]
 
 
-def _ahead(window: Sequence[float], other: Sequence[float], what: str) -> list[str]:
-    points = 100 * (mean(window) - mean(other))
-    return [f"it is ahead {what}, points", f"{points:+.2f}", "> 0", _met(points > 0)]
+def _aims(rows: Sequence[Row], best: str, top: str) -> list[list[str]]:
+    metric, window = rows[0]["metric"], values(rows, "consolidated", best)
+    chain = mean(values(rows, "exit", top))
+    kept = mean(window) / chain if metric == "accuracy" else chain / mean(window)
+    what = "accuracy that it keeps" if metric == "accuracy" else "bits per byte, as one of its own"
+    kept_line = [
+        f"consolidated {best} (best on validation): part of the chain's {what}",
+        f"{kept:.4f}",
+        f"≥ {KEEPS}",
+        _met(kept >= KEEPS),
+    ]
+    return [
+        kept_line,
+        _ahead(rows, window, "alone", "samples of the chain"),
+        _ahead(rows, window, "alone, longer", "samples of chain and consolidation"),
+    ]
+
+
+def _ahead(rows: Sequence[Row], window: Sequence[float], kind: str, samples: str) -> list[str]:
+    metric = rows[0]["metric"]
+    ahead = quality(metric, mean(window) - mean(values(rows, kind)))
+    shown = f"{100 * ahead:+.2f}" if metric == "accuracy" else f"{ahead:+.3f}"
+    unit = "points" if metric == "accuracy" else "bits per byte"
+    what = f"it is ahead of a network alone, {samples}, {unit}"
+    return [what, shown, "> 0", _met(ahead > 0)]
 
 
 def _met(is_met: bool) -> str:
@@ -91,6 +118,7 @@ def _met(is_met: bool) -> str:
 
 
 def _models(rows: Sequence[Row], top: str) -> list[list[str]]:
+    show = shown(rows[0]["metric"])
     whole = next(m["flops"] for m in rows[0]["models"] if (m["kind"], m["name"]) == ("exit", top))
     lines = []
     for kind, told in _KINDS.items():
@@ -98,7 +126,7 @@ def _models(rows: Sequence[Row], top: str) -> list[list[str]]:
             flops = next(
                 m["flops"] for m in rows[0]["models"] if (m["kind"], m["name"]) == (kind, name)
             )
-            found = spread(values(rows, kind, name), _percent)
+            found = spread(values(rows, kind, name), show)
             lines.append([told.format(name=name), f"{flops:,}", f"{flops / whole:.2f}", found])
     return lines
 
@@ -126,6 +154,11 @@ def spread(found: Sequence[float], show: Callable[[float], str]) -> str:
     return f"{show(mean(found))} ({show(min(found))} .. {show(max(found))})"
 
 
+def shown(metric: str) -> Callable[[float], str]:
+    """How a value is written."""
+    return _percent if metric == "accuracy" else lambda value: f"{value:.3f}"
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
@@ -134,15 +167,18 @@ def _environment(rows: Sequence[Row]) -> str:
     lines = [
         f"- {machine}" for machine in dict.fromkeys(machine_of(r["environment"]) for r in rows)
     ]
-    first = rows[0]
-    lines += [
-        "- `experiment=mnist1d` (4 components of one block of width 128, delay 4), students of "
-        f"width {first['student']}, {first['validation']:,} training samples kept back from all; "
-        "one thread",
-    ]
-    head = ["steps", "seed", "commit", "date", "load at the start", "s it took"]
+    for name, task in TASKS.items():
+        first = next((row for row in rows if row["task"] == name), None)
+        if first is not None:
+            lines.append(
+                f"- {task.about}: `experiment={task.experiment}`, students of width "
+                f"{first['student']}, {first['validation']:,} training samples kept back from all; "
+                "one thread"
+            )
+    head = ["task", "steps", "seed", "commit", "date", "load at the start", "s it took"]
     body = [
         [
+            TASKS[row["task"]].about,
             f"{row['steps']:,}",
             str(row["seed"]),
             commit_of(row["environment"]),

@@ -1,0 +1,35 @@
+"""On which networks and data are windows measured?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """An experiment of `conf/`, with what is measured of it here."""
+
+    about: str
+    experiment: str
+    samples: str = "samples"
+    """What its samples are called."""
+    validation: int = 2000
+    """Training samples kept back from everybody."""
+    step: int = 1
+    """A network's width is a multiple of it."""
+    cascades: bool = True
+    """Text has no confidence of a sample: `mach cascade` refuses it."""
+
+
+TASKS = {
+    "mnist1d": Task("mnist1d", "mnist1d"),
+    "mnist": Task("MNIST", "mnist"),
+    "gpt": Task(
+        "Tiny Shakespeare",
+        "gpt-shakespeare",
+        samples="windows of 128 bytes",
+        validation=500,
+        step=8,  # two features for each of the 4 heads
+        cascades=False,
+    ),
+}
