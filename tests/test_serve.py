@@ -32,6 +32,7 @@ from mach.inference import Run
 from mach.predictor import open_predictor
 from mach.serve.app import create_app
 from mach.serve.batching import Batcher, BusyError
+from mach.serve.npy import read, written
 from mach.serve.server import threads_of
 from spawn import MACH, Command, run
 from texts import make as make_text
@@ -83,6 +84,35 @@ def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f4", ">f8", "?", "<i8", "f2"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 5), (4, 0, 2)])
+def test_arrays_are_read_and_written_as_numpy_does(dtype, shape):
+    array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    for _ in range(2):  # the second time its head is remembered
+        assert written(array) == npy(array)
+        found = read(npy(array))
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+    columns = np.asfortranarray(array)
+    np.testing.assert_array_equal(read(npy(columns)), columns)
+    assert written(columns) == npy(np.ascontiguousarray(columns))
+
+
+def test_what_numpy_does_not_read_is_not_read():
+    good = npy(np.zeros((2, 3)))
+    for body in (b"", good[:4], good[:40], good[:-1], b"no" + good):
+        with pytest.raises((ValueError, EOFError)):
+            read(body)
+    assert read(good + b"more").shape == (2, 3), "as numpy.load, which reads no further"
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickle"):
+        read(pickled.getvalue())
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +31,8 @@ def refuse_nan(logits: Tensor) -> None:
     Raises:
         InputError: it is not finite.
     """
-    if not bool(logits.isfinite().all()):
+    # By numpy: between torch's operations another thread may take Python's lock.
+    if not np.isfinite(logits.float().numpy()).all():
         raise InputError("expected an answer in finite numbers; the model has none to such samples")
 
 

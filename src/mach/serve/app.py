@@ -11,7 +11,6 @@ GET  /docs      OpenAPI; its description is at /openapi.json
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -34,6 +33,7 @@ from mach.asking.samples import batch_of, tokens_of
 from mach.config import ServeConfig
 from mach.errors import InputError
 from mach.predictor import Predictor
+from mach.serve import npy
 from mach.serve.batching import Batcher, BusyError
 from mach.serve.limits import Limits, error_body
 from mach.serve.schema import NPY, request_schema, takes_text
@@ -224,7 +224,7 @@ class _Service:
         except InputError as error:
             raise HTTPException(422, str(error)) from error
         if NPY in request.headers.get("accept", ""):
-            return Response(_npy(by_exit[-1]), media_type=NPY)
+            return Response(npy.written(by_exit[-1].numpy()), media_type=NPY)
         told = [self._told(probabilities, top) for probabilities in by_exit]
         body: dict[str, Any] = {"model": self._predictor.title, "predictions": told[-1]}
         body["exits"] = (
@@ -296,7 +296,7 @@ def _inputs_of(body: bytes) -> list[Any]:
 
 def _read_npy(body: bytes) -> Any:
     try:
-        found = np.load(io.BytesIO(body), allow_pickle=False)
+        found = npy.read(body)
     except (ValueError, EOFError, OSError, SyntaxError, MemoryError, TypeError) as error:
         raise HTTPException(400, f"expected what numpy.save writes; {error}") from error
     if not isinstance(found, np.ndarray):
@@ -304,12 +304,6 @@ def _read_npy(body: bytes) -> Any:
     if found.ndim == 0:
         raise InputError("inputs: expected an array of samples; got one number")
     return found
-
-
-def _npy(array: Tensor) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array.numpy())
-    return file.getvalue()
 
 
 def _by_shape(samples: list[Tensor]) -> list[tuple[Tensor, list[int]]]:
