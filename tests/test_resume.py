@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from clouds import clouds, make
+from kept import save
 from mach import checkpoint, runfolder
 from mach.channels import connect_in_memory
 from mach.config import Config
@@ -24,7 +25,7 @@ from mach.rank import Rank
 from mach.report.reporter import build as build_reporter
 from mach.session.ordered import Hooks
 from mach.session.seat import Seat
-from mach.trainer import Assembly, Faults, Trainer, Worker, program
+from mach.trainer import Assembly, Faults, Oracle, Trainer, Worker, program
 from runs import (
     LONG,
     assert_same_tensors,
@@ -165,6 +166,24 @@ def test_what_a_method_remembers_resumes_as_everything_else(tmp_path, part, valu
     checkpoints = [tmp_path / name / "checkpoints" / "step-6" for name in ("whole", "cut")]
     assert_same_tensors(*checkpoints)
     assert any(f"{part}." in name for name in stored_tensors(checkpoints[0]))
+
+
+def test_what_learns_beside_the_chain_goes_on_from_its_own_step(tmp_path):
+    """Where a component goes on alone it distils nothing, and then its student is behind it."""
+    own = {"predictor": {"enabled": True, "width": 8}, "student": {"enabled": True, "width": 8}}
+    config, dataset = make(3, report={"wandb": "off"}, **own), clouds()
+    oracle = Oracle(config, dataset)
+    component = oracle.trainers[1].worker.component
+    component.resume(5)
+    assert component.student.steps == component.predictor.steps == 5
+    component.student.resume(3)
+    component.predictor.resume(4)
+    save(oracle, config, tmp_path / "run")
+    found, _ = Assembly(config, dataset.task).component(1, CPU)
+    start = checkpoint.latest(tmp_path / "run")
+    checkpoint.load(start, 1, found, {})
+    assert (found.student.steps, found.predictor.steps) == (3, 4)
+    assert found.version == start.step
 
 
 def test_the_stash_is_no_other_algorithm_after_a_resume(tmp_path):

@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", help="a run folder")
     parser.add_argument("--window", default=None)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
     parser.add_argument("--users", type=int, nargs="+", default=[4, 16], help="at a time")
     usual = threads_of(ServeConfig(""), len(available_cores()))
     parser.add_argument("--threads", type=int, default=usual, help="of the model, both ways")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mach.checkpoint.catalog import Checkpoint, verify
-from mach.checkpoint.state import OPTIMIZER, RANDOM, dcp, weights_of
+from mach.checkpoint.state import OPTIMIZER, RANDOM, STEPS, dcp, weights_of
 from mach.component import Component
 from mach.errors import CheckpointError
 from mach.optim import Optimizer
@@ -45,7 +45,8 @@ def load(
         if name.startswith(OPTIMIZER)
     }
     random_state = torch.get_rng_state()
-    _read(checkpoint, k, {**modules, **optimizer_state, RANDOM: random_state})
+    steps = {name: torch.tensor(0) for name in stored if name.startswith(STEPS)}
+    _read(checkpoint, k, {**modules, **optimizer_state, **steps, RANDOM: random_state})
     for optimizer in optimizers.values():
         optimizer.load_state(
             {
@@ -56,6 +57,9 @@ def load(
         )
     torch.set_rng_state(random_state)
     component.resume(checkpoint.step)
+    for name, own in component.beside().items():
+        if STEPS + name in steps:  # checkpoints of before have none
+            own.resume(int(steps[STEPS + name]))
 
 
 def _read(checkpoint: Checkpoint, k: int, tensors: dict[str, Tensor]) -> None:
@@ -78,7 +82,7 @@ def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[s
 
 
 def _same_tensors(folder: Path, here: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    there = {n for n in stored if not n.startswith(OPTIMIZER) and n != RANDOM}
+    there = {n for n in stored if not n.startswith((OPTIMIZER, STEPS)) and n != RANDOM}
     for name in sorted(here.keys() | there):
         expected = list(here[name].shape) if name in here else "no such tensor"
         got = list(stored[name].size) if name in there else "no such tensor"

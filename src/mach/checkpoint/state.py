@@ -11,12 +11,14 @@ from torch import Tensor
 from mach.component import Component
 from mach.optim import Optimizer
 
-OPTIMIZER, RANDOM = "optimizer/", "random_state"
+OPTIMIZER, STEPS, RANDOM = "optimizer/", "steps/", "random_state"
 
 
 def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
-    """All that a resumed component needs: weights, optimizer state, random state."""
+    """All that a resumed component needs: weights, optimizer state, how far what learns beside the
+    chain has come, random state."""
     state = dict(weights_of(component))
+    state |= {STEPS + name: torch.tensor(own.steps) for name, own in component.beside().items()}
     for optimizer in optimizers.values():
         state |= {OPTIMIZER + name: value for name, value in optimizer.state().items()}
     return {**state, RANDOM: torch.get_rng_state()}

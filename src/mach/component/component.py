@@ -292,10 +292,14 @@ class Component:
         self.version = step
         if self._stash is not None:
             self._stash.advance()  # the weights are others
-        if self.predictor is not None:
-            self.predictor.resume(step)
-        if self.student is not None:
-            self.student.resume(step)
+        for own in self.beside().values():
+            own.resume(step)
+
+    def beside(self) -> dict[str, Student | GradientPredictor]:
+        """What learns beside the chain, in steps of its own: where a component goes on alone, or
+        its child is away, they are others than the body's."""
+        own = {"student": self.student, "predictor": self.predictor}
+        return {name: one for name, one in own.items() if one is not None}
 
     # --- inference -----------------------------------------------------------------------
 

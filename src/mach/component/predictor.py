@@ -58,8 +58,13 @@ class GradientPredictor:
         (loss / self._accumulate).backward()
         self._seen += 1
         if self._seen % self._accumulate == 0:
-            self._update.step(self._seen // self._accumulate - 1)
+            self._update.step(self.steps - 1)
         return loss.detach()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._seen // self._accumulate
 
     def resume(self, step: int) -> None:
         """Go on after optimizer step `step`."""

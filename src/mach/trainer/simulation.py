@@ -181,6 +181,8 @@ class Life:
         for name, optimizer in self._optimizers.items():
             optimizer.load_state(saved.optimizers[name])
         self.component.resume(saved.step)
+        for name, own in self.component.beside().items():
+            own.resume(saved.beside[name])
 
     def _spend_time(self, simulation: Simulation, k: int) -> None:
         """Let a microbatch take its time on the clock."""
@@ -202,6 +204,8 @@ class Saved:
     step: int
     modules: dict[str, dict[str, Tensor]]
     optimizers: dict[str, dict[str, Tensor]]
+    beside: dict[str, int]
+    """Steps of student and predictor."""
 
 
 class Simulation:
@@ -284,7 +288,8 @@ class Simulation:
             name: {key: value.clone() for key, value in optimizer.state().items()}
             for name, optimizer in optimizers.items()
         }
-        self._saved[k] = Saved(step, modules, states)
+        beside = {name: own.steps for name, own in component.beside().items()}
+        self._saved[k] = Saved(step, modules, states, beside)
 
     # --- running -------------------------------------------------------------------------------
 
