@@ -106,9 +106,13 @@ def steps(file: Path) -> list[int]:
 def test_a_component_imports_nothing_to_report_to_wandb_and_starts_no_thread(
     tmp_path: Path,
 ) -> None:
-    with Component(tmp_path, WANDB_MODE="offline") as component:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    with Component(tmp_path, WANDB_MODE="offline", TMPDIR=str(scratch)) as component:
         component.log(1)
         companion = component.child("mach.report.relay")
+        assert component.file()
+        assert list(scratch.iterdir())
         until(lambda: companion.nice() == 19, DEADLINE_S)
         assert psutil.Process(component.process.pid).num_threads() == 1
         imported, complaints = component.end()
@@ -116,6 +120,7 @@ def test_a_component_imports_nothing_to_report_to_wandb_and_starts_no_thread(
     assert complaints == ""
     assert steps(component.file()) == [1]
     assert not companion.is_running()
+    assert not list(scratch.iterdir()), "what wandb makes is gone with it"
 
 
 def test_kill_9_of_a_component_loses_no_line_of_wandb_either(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import argparse
 import json
 import os
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +47,8 @@ def main() -> None:
         return
     _step_back(start["cores"])
     timeout_s = start["timeout_s"]
+    # wandb makes folders as it is imported, and removes them at an end that _leave spares.
+    tempfile.tempdir = tempfile.mkdtemp(prefix="mach-relay-")
     sinks = [SINKS[name](**values, timeout_s=timeout_s) for name, values in start["sinks"].items()]
     follower = Follower(log, start["offset"], again=False)  # a next life has its own companion
     while not messages.over:
@@ -54,6 +58,7 @@ def main() -> None:
     deadline = time.monotonic() + timeout_s
     for sink in sinks:
         sink.close(messages.failed, max(0.0, deadline - time.monotonic()))
+    shutil.rmtree(tempfile.tempdir, ignore_errors=True)
     _leave()
 
 
