@@ -128,7 +128,7 @@ class OptimConfig:
     """Factor on the rate of a component for every component above it: layer-wise rates."""
     correction: str = "auto"
     """What is done about staleness, one thing at a time:
-    auto: what has won for the model's family (model.correction); the run's config says what;
+    auto: what has won for the model's family; the run's config says what;
     none;
     rate: lr * (1 + tau_k)^-e, e falling from 1 to 0 (after PipeMare T1, Yang et al. 2021, which has
     tau_k^-e);
