@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from clouds import clouds, weights
 from mach.component.losses import target_loss
-from mach.component.soft import pack, unpack
+from mach.component.soft import SoftTargets, pack, unpack
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ConfigError
@@ -302,6 +302,8 @@ def test_gradient_and_logits_travel_as_one_row_for_each_sample():
     back, larger = unpack(message, gradient.shape)
     assert torch.equal(back, gradient)
     assert torch.equal(larger.reshape(-1, 7), logits)
+    soft, says, y = SoftTargets(0.5, 2.0), torch.randn(4 * 3, 7), torch.zeros(4 * 3).long()
+    assert torch.equal(soft.loss(says, y, larger), soft.loss(says, y, logits))
 
 
 # --- the 2019 algorithm ----------------------------------------------------------------------

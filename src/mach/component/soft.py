@@ -34,7 +34,7 @@ class SoftTargets:
         """The formula above, the mean over N, in float32. larger: N x C logits in any shape."""
         t = self.temperature
         says = F.log_softmax(logits_NC.float() / t, 1)
-        hears = F.log_softmax(larger.view_as(logits_NC).float() / t, 1)
+        hears = F.log_softmax(larger.reshape(logits_NC.shape).float() / t, 1)
         apart = F.kl_div(says, hears, reduction="batchmean", log_target=True)
         hard = target_loss(logits_NC, targets_N)
         return (1 - self.weight) * hard + self.weight * t * t * apart
