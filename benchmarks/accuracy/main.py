@@ -43,6 +43,7 @@ from rich.markdown import Markdown
 from stored import Row, append, missing, read
 from tables import csv_of, markdown, told
 from tuning import (
+    ASKED,
     CONFIRMING_SEEDS,
     GRIDS,
     SLOWED,
@@ -165,8 +166,11 @@ class Bench:
     def _grid(self, method: str) -> Grid:
         """What is tried of a method."""
         config = self._delayed(method)
-        slows = config is not None and config.effective_delay > 0 and config.optim.slows
-        return {**GRIDS[self._name], **(SLOWED if slows else {})}
+        grid = dict(GRIDS[self._name])
+        if config is not None and config.effective_delay > 0:
+            grid |= SLOWED if config.optim.slows else {}
+            grid |= ASKED if config.optim.asks_head else {}
+        return grid
 
     def _delayed(self, method: str) -> Config | None:
         """A method at a delay of 1; None where that is refused (told when it is its turn)."""

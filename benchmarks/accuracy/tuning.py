@@ -30,6 +30,8 @@ def _grid(muon_lr: float, lr: float) -> Grid:
 
 SLOWED: Grid = {"optim.correction_fraction": (0.3, 0.6, 1.0)}
 """What is tried beside, of a method whose rate follows its staleness."""
+ASKED: Grid = {"optim.surrogate": (2.0, 1.0, 1.5, 3.0), "head.weight": (0.1, 0.3, 1.0)}
+"""And of one whose heads stand in for the parents."""
 
 RATES = ("optim.muon_lr", "optim.lr")
 """Where the best one that was tried is the largest or the smallest, its double or half is tried as
@@ -39,7 +41,7 @@ CONFIRMING_SEEDS = (0, 1, 2)
 GRIDS: dict[str, Grid] = {
     "mnist1d": _grid(0.01, 1e-3),
     "mnist": _grid(0.01, 1e-3),
-    "gpt": _grid(0.02, 2e-3),
+    "gpt": {**_grid(0.08, 0.016), "optim.muon_momentum": (0.8, 0.9, 0.7)},
     "resnet": _grid(0.03, 2e-3),
 }
 """The first candidate of each is where the search begins, and wins where another is not better."""
