@@ -147,8 +147,8 @@ class OptimConfig:
     NAdamW for adamw and for what muon leaves, Nesterov momentum for muon and sgd."""
     correction_fraction: float = 0.3
     """rate: fraction of the steps over which it is annealed away."""
-    surrogate: float = 1.0
-    """surrogate: c, the factor."""
+    surrogate: float = 2.0
+    """surrogate: c, the factor. There are more parents than the head that stands in for them."""
     shrink: float = 0.5
     """shrink: beta, the factor per hop."""
     predict: str = "backward"
