@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib as mpl
-from grid import ALONE, METHOD, TASKS
+from grid import ALONE, METHOD, TASKS, Changes
 from rows import at, better_is_more, chains, of, places, settled, tops
 from stored import Row
 
@@ -58,10 +58,10 @@ def _label(metric: str) -> str:
 def _by_delay(axes: Axes, rows: Sequence[Row]) -> None:
     """A line for each method: the mean, and a bar from the least to the most of the seeds."""
     metric, delays = rows[0]["metric"], sorted({row["delay"] for row in rows})
-    for place in places(rows):
-        method, _, changes = place
+    known = places(rows)
+    for place in known:
         mine = at(rows, place)
-        label = " ".join([method, *changes])
+        label = _told(place[0], place[2], [changes for m, _, changes in known if m == place[0]])
         found = sorted({row["delay"] for row in mine})
         values = [_percent(tops(of(mine, delay=d)), metric) for d in found]
         if mine[0]["undelayed"]:
@@ -72,6 +72,15 @@ def _by_delay(axes: Axes, rows: Sequence[Row]) -> None:
         high = [max(v) - m for m, v in zip(means, values, strict=True)]
         axes.errorbar(found, means, (low, high), marker="o", capsize=3, label=label)
     axes.set(xlabel="delay, microbatches a hop", ylabel=_label(metric), xticks=delays)
+
+
+def _told(method: str, changes: Changes, choices: Sequence[Changes]) -> str:
+    """A method, whether something was chosen for it, and what no other of its choices has."""
+    if not changes:
+        return method
+    tuned = [set(choice) for choice in choices if choice]
+    own = [change for change in changes if not all(change in choice for choice in tuned)]
+    return " ".join([method, "(tuned)", *own])
 
 
 def _by_flops(axes: Axes, rows: Sequence[Row], alone: Sequence[Row]) -> None:
