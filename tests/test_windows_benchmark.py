@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "windows"
 @pytest.fixture(scope="module")
 def summary() -> ModuleType:
     """By its path, as another benchmark has a module of this name, too."""
-    sys.path.insert(0, str(FOLDER))
+    sys.path.append(str(FOLDER))  # what it imports
     spec = importlib.util.spec_from_file_location("windows_summary", FOLDER / "summary.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

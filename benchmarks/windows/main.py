@@ -60,9 +60,8 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
     from measure import experiment, seed_of
 
     path = options.path or mnist1d_file(folder)
-    steps = options.steps or experiment(options.task, path).steps
-    if options.quick:
-        steps = QUICK_STEPS
+    asked = QUICK_STEPS if options.quick else options.steps
+    steps = asked or experiment(options.task, path).steps
     rows = _read(out) if out.exists() and not options.quick else []
     known = {(row["task"], row["steps"], row["seed"]) for row in rows}
     seeds = range(1 if options.quick else options.seeds)
@@ -99,11 +98,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--plot", action="store_true")
     options = parser.parse_args()
-    files = {"mnist": options.mnist, "gpt": options.text}
-    options.path = files.get(options.task)
-    if options.task in files and not (options.path or options.markdown or options.plot):
-        needs = {"gpt": "--text"}.get(options.task, f"--{options.task}")
-        parser.error(f"--task {options.task} needs {needs} FILE")
+    flag = {"mnist": "mnist", "gpt": "text"}.get(options.task)
+    options.path = getattr(options, flag) if flag else None
+    if flag and not (options.path or options.markdown or options.plot):
+        parser.error(f"--task {options.task} needs --{flag} FILE")
     return options
 
 

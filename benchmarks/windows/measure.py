@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from sizes import nearest
-from summary import Row, quality
+from summary import Row, chosen
 from tasks import TASKS, Task
 
 from mach.choice.cascade import cascade
@@ -73,7 +73,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         found = _alone(compose_with, length, flops, blocks, task)
         models.append(_model(kind, None, metric, found, length))
     Console(stderr=True).print(f"{task.about}, seed {seed}: has ended", highlight=False)
-    return {
+    row = {
         "task": name,
         "seed": seed,
         "steps": steps,
@@ -82,10 +82,9 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         "validation": task.validation,
         "student": width,
         "models": models,
-        "cascade": _cascade(run_dir, _first(models, metric)) if task.cascades else None,
-        "seconds": round(time.monotonic() - began_s),
-        "environment": here,
     }
+    row["cascade"] = _cascade(run_dir, chosen([row])) if task.cascades else None
+    return {**row, "seconds": round(time.monotonic() - began_s), "environment": here}
 
 
 def _of_the_run(result: Row, metric: str, steps: int) -> list[Row]:
@@ -118,12 +117,6 @@ def _model(kind: str, name: Name | None, metric: str, found: Row, steps: int) ->
         "flops": found["flops"],
         "params": found["params"],
     }
-
-
-def _first(models: list[Row], metric: str) -> str:
-    """The consolidated window that is best on validation."""
-    found = [model for model in models if model["kind"] == "consolidated"]
-    return str(max(found, key=lambda model: quality(metric, model["validated"]))["name"])
 
 
 def student_width(compose_with: Compose) -> int:

@@ -36,7 +36,7 @@ def of(rows: Sequence[Row], name: str, steps: int) -> list[Row]:
     return [row for row in rows if (row["task"], row["steps"]) == (name, steps)]
 
 
-def quality(metric: str, value: float) -> float:
+def _quality(metric: str, value: float) -> float:
     """The more the better."""
     return value if metric == "accuracy" else -value
 
@@ -47,7 +47,7 @@ def chosen(rows: Sequence[Row]) -> str:
     metric = rows[0]["metric"]
 
     def validated(name: str) -> float:
-        return quality(metric, mean(m["validated"] for m in models if m["name"] == name))
+        return _quality(metric, mean(m["validated"] for m in models if m["name"] == name))
 
     return max(sorted({m["name"] for m in models}), key=validated)
 
@@ -106,11 +106,12 @@ def _aims(rows: Sequence[Row], best: str, top: str) -> list[list[str]]:
 
 def _ahead(rows: Sequence[Row], window: Sequence[float], kind: str, samples: str) -> list[str]:
     metric = rows[0]["metric"]
-    ahead = quality(metric, mean(window) - mean(values(rows, kind)))
-    shown = f"{100 * ahead:+.2f}" if metric == "accuracy" else f"{ahead:+.3f}"
-    unit = "points" if metric == "accuracy" else "bits per byte"
+    ahead = _quality(metric, mean(window) - mean(values(rows, kind)))
+    percent = metric == "accuracy"
+    measured = f"{100 * ahead:+.2f}" if percent else f"{ahead:+.3f}"
+    unit = "points" if percent else "bits per byte"
     what = f"it is ahead of a network alone, {samples}, {unit}"
-    return [what, shown, "> 0", _met(ahead > 0)]
+    return [what, measured, "> 0", _met(ahead > 0)]
 
 
 def _met(is_met: bool) -> str:
@@ -118,7 +119,7 @@ def _met(is_met: bool) -> str:
 
 
 def _models(rows: Sequence[Row], top: str) -> list[list[str]]:
-    show = shown(rows[0]["metric"])
+    show = _shown(rows[0]["metric"])
     whole = next(m["flops"] for m in rows[0]["models"] if (m["kind"], m["name"]) == ("exit", top))
     lines = []
     for kind, told in _KINDS.items():
@@ -154,7 +155,7 @@ def spread(found: Sequence[float], show: Callable[[float], str]) -> str:
     return f"{show(mean(found))} ({show(min(found))} .. {show(max(found))})"
 
 
-def shown(metric: str) -> Callable[[float], str]:
+def _shown(metric: str) -> Callable[[float], str]:
     """How a value is written."""
     return _percent if metric == "accuracy" else lambda value: f"{value:.3f}"
 

@@ -26,12 +26,12 @@ def read(body: bytes) -> Any:
         ValueError, EOFError, OSError, SyntaxError, MemoryError, TypeError: it is no such file.
     """
     begin = 10 + int.from_bytes(body[8:10], "little")
-    if not body.startswith(_FIRST) or begin > len(body):
-        return np.load(io.BytesIO(body), allow_pickle=False)
-    shape, fortran, dtype = _layout(body[:begin])
-    if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(body) - begin:
-        return np.load(io.BytesIO(body), allow_pickle=False)
-    return np.frombuffer(body, dtype, offset=begin).reshape(shape)
+    if body.startswith(_FIRST) and begin <= len(body):
+        shape, fortran, dtype = _layout(body[:begin])
+        whole = math.prod(shape) * dtype.itemsize == len(body) - begin
+        if whole and not (fortran or dtype.hasobject):
+            return np.frombuffer(body, dtype, offset=begin).reshape(shape)
+    return np.load(io.BytesIO(body), allow_pickle=False)
 
 
 def written(array: np.ndarray[Any, Any]) -> bytes:
