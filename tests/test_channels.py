@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gpus import GPU_TRANSPORTS, GPUS
 from mach.channels import Bell, Edge, Header, Kind
 from mach.channels.base import frame_bytes
 from mach.channels.gloo import GlooReceiver, GlooSender
@@ -28,10 +29,8 @@ from spawn import until
 
 CPU = torch.device("cpu")
 SHAPE = (4, 5)
-GPUS = torch.cuda.device_count()
-TRANSPORTS = ["memory", "gloo"]
-TRANSPORTS += ["gloo-cuda"] if GPUS > 0 else []
-TRANSPORTS += ["nccl"] if GPUS > 1 else []
+ON_GPUS = {"gloo": "gloo-cuda", "nccl": "nccl"}
+TRANSPORTS = ["memory", "gloo", *(ON_GPUS[transport] for transport in GPU_TRANSPORTS)]
 
 
 def train(microbatch, version=0):

@@ -1,4 +1,4 @@
-"""K processes over gloo, compared with the oracle: the same weights, bit by bit."""
+"""K processes, compared with the oracle: the same weights, bit by bit. On CPU, and on GPUs."""
 
 import time
 from datetime import timedelta
@@ -11,12 +11,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from clouds import clouds, make
+from gpus import GPU_TRANSPORTS, GPUS
 from mach.channels import connect
 from mach.data import Batches
+from mach.topology import gpu_of
 from mach.trainer import Assembly, Oracle, Trainer, Worker, program
 from mach.trainer.oracle import Quiet
 
-CPU = torch.device("cpu")
+PLACES = [("cpu", "gloo"), *(("cuda", transport) for transport in GPU_TRANSPORTS)]
+"""Where, and over what."""
 RANKS = 4
 DEADLINE_S = 60
 
@@ -46,28 +49,46 @@ CASES = [
 ]
 
 
-def rank(index: int, port: int, folder: Path) -> None:
+def on_gpus() -> list[int]:
+    """Cases for GPUs: depth, delay and replay, and all the special ones."""
+    chosen = [n for n, (k, d, m, _) in enumerate(GRID) if k == RANKS and d != 1 and m == 1]
+    return [*chosen, *range(len(GRID), len(CASES))]
+
+
+def cases(place: str) -> list[int]:
+    return list(range(len(CASES))) if place == "cpu" else on_gpus()
+
+
+def device_of(index: int, place: str) -> torch.device:
+    return torch.device("cuda", gpu_of(index, GPUS)) if place == "cuda" else torch.device("cpu")
+
+
+def rank(index: int, port: int, folder: Path, place: str, transport: str) -> None:
     """Train component `index` of every case and save its weights and scores."""
     torch.set_num_threads(1)
+    device = device_of(index, place)
+    if place == "cuda":
+        torch.cuda.set_device(device)
     store = dist.TCPStore("localhost", port, timeout=timedelta(seconds=DEADLINE_S))
     dataset = clouds()
-    for number, config in enumerate(CASES):
+    for number in cases(place):
+        config = CASES[number]
         if index >= config.components:
             continue
         assembly = Assembly(config, dataset.task)
-        component, optimizers = assembly.component(index, CPU)
+        component, optimizers = assembly.component(index, device)
         channels = connect(
-            assembly.links(CPU),
+            assembly.links(device),
             index,
             dist.PrefixStore(f"case/{number}", store),
-            CPU,
-            "gloo",
+            device,
+            transport,
             config.transport,
             identity={"case": str(number)},
             incarnation=0,
         )
-        batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
-        worker = Worker(index, component, channels, batches, CPU)
+        batches = Batches(dataset, config.seed, config.microbatch_size, device)
+        worker = Worker(index, component, channels, batches, device)
         actions = program(config, index, batches, 0)
         outcome = Trainer(config, worker, optimizers, dataset.task, actions, Quiet()).run()
         channels.close_up()
@@ -75,12 +96,12 @@ def rank(index: int, port: int, folder: Path) -> None:
         torch.save((parts, outcome.scores), folder / f"{number}-{index}.pt")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """All cases, trained by one group of processes."""
+@pytest.fixture(scope="module", params=PLACES, ids="-".join)
+def trained(request, tmp_path_factory):
+    """All cases, trained by one group of processes; and where."""
     folder = tmp_path_factory.mktemp("trained")
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    context = mp.spawn(rank, (store.port, folder), RANKS, join=False)
+    context = mp.spawn(rank, (store.port, folder, *request.param), RANKS, join=False)
     ends = time.monotonic() + 3 * DEADLINE_S
     try:
         while not context.join(timeout=1):  # raises what a rank raised
@@ -89,7 +110,7 @@ def trained(tmp_path_factory):
         for process in context.processes:
             process.kill()
             process.join()
-    return folder
+    return folder, request.param[0]
 
 
 def name(number: int) -> str:
@@ -103,16 +124,19 @@ def name(number: int) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(len(CASES)), ids=name)
 def test_processes_give_the_weights_of_the_oracle_bit_by_bit(trained, number):
+    folder, place = trained
+    if number not in cases(place):
+        pytest.skip("a case for CPU")
     config = CASES[number]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        oracle = Oracle(config, clouds())
+        oracle = Oracle(config, clouds(), device=device_of(0, place))
         result = oracle.run()
     finally:
         torch.set_num_threads(threads)
     for k in range(config.components):
-        parts, scores = torch.load(trained / f"{number}-{k}.pt")
+        parts, scores = torch.load(folder / f"{number}-{k}.pt", map_location=device_of(0, place))
         modules = oracle.trainers[k].worker.component.modules()
         assert modules.keys() == parts.keys()
         for part, module in modules.items():

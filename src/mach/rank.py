@@ -26,10 +26,6 @@ from mach.randomness import seed_of
 from mach.storeaddress import StoreAddress
 from mach.topology import gpu_of, share_cores, transport_of
 
-# Read when a communicator is made. Our own queue watches every operation and knows a dead neighbour
-# by its control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots
-# that point-to-point sends never use (NVIDIA/nccl issue 2077).
-_NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
 _SWITCH_S = 0.0005
 """Longest that one thread keeps Python's lock from another that wants it. Every torch operation
 gives the lock away; with CPython's own 5 ms a training thread beside one that writes a checkpoint
@@ -169,8 +165,6 @@ def occupy(rank: Rank, config: Config) -> torch.device:
     if device_kind(config) == "cuda":
         device = torch.device("cuda", gpu_of(rank.local_index, torch.cuda.device_count()))
         torch.cuda.set_device(device)
-        for name, value in _NCCL.items():
-            os.environ.setdefault(name, value)
         return device
     cores = share_cores(
         available_cores(),

@@ -78,9 +78,7 @@ class Encoding:
         self._values(wire).copy_((rows_RN / scale_R1).round_().view(self._payload.shape))
 
     def to_wire(self, payload: Tensor) -> Tensor:
-        """The `nbytes` bytes of a payload, on its device. Share its memory where it is `plain`."""
-        if self.plain:
-            return payload.to(self._wire).contiguous().view(-1).view(torch.uint8)
+        """The `nbytes` bytes of a payload, on its device, in memory of their own."""
         wire = torch.empty(self.nbytes, dtype=torch.uint8, device=payload.device)
         self.encode(payload, wire)
         return wire

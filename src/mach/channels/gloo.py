@@ -63,16 +63,17 @@ class _Staging:
     def fill(self, slot: Slot, payload: Tensor, encoding: Encoding) -> torch.cuda.Event | None:
         """Write a payload into a slot. The event, if any, tells when that is done.
 
-        What is to be rounded is so on the device: less goes over the bus.
+        What is to be rounded is so on the device: less goes over the bus. What is not is copied
+        there first, in the order of the compute: the payload may be overwritten at once.
         """
         if self._stream is None:
             encoding.encode(payload, slot.payload)
             return None
+        wire = encoding.to_wire(payload)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            wire = encoding.to_wire(payload)
             slot.payload[: encoding.nbytes].copy_(wire, non_blocking=True)
-            payload.record_stream(self._stream)
+            wire.record_stream(self._stream)
             event = torch.cuda.Event()
             event.record(self._stream)
         return event

@@ -18,6 +18,7 @@ operations of one device must not be issued from several threads. So here
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,16 @@ from mach.shapes import TensorSpec
 _HEADER_ONLY = TensorSpec((0,))
 _End = TypeVar("_End", GlooSender, GlooReceiver)
 _POLL_S = 100e-6
+# Read when a communicator is made. The queue watches every operation and a dead neighbour is known
+# by the control channel, so NCCL's watchdog may not end the process; NVLS takes multicast slots
+# that point-to-point sends never use (NVIDIA/nccl issue 2077).
+_ENVIRONMENT = {"TORCH_NCCL_BLOCKING_WAIT": "1", "NCCL_NVLS_ENABLE": "0"}
+
+
+def may_share_gpus() -> bool:
+    """Whether components may talk by NCCL from one GPU. NCCL refuses that unless it is asked for
+    it, which works from 2.30 on (experimental; see its list of environment variables)."""
+    return os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
 
 
 @dataclass
@@ -56,6 +67,8 @@ class NcclQueue:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self._requests: SimpleQueue[_Operation] = SimpleQueue()
         self._thread = Thread(target=self._run, name="nccl", daemon=True)
         self._thread.start()
@@ -109,9 +122,12 @@ class _Pair:
         options.config.max_ctas = 2  # a payload of megabytes needs no more; compute keeps its SMs
         self._peer = 1 - rank
         self._stream = torch.cuda.Stream(queue.device)
-        with torch.cuda.device(queue.device):
-            group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, 2, options)
-            group.eager_connect_single_device(queue.device)
+        try:
+            with torch.cuda.device(queue.device):
+                group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, 2, options)
+                group.eager_connect_single_device(queue.device)
+        except RuntimeError as error:
+            raise ChannelError(f"{edge.name}: NCCL made no communicator: {error}") from error
         self._pg = cast(Pair, group)
         try:
             self._warm_up(edge, queue, rank, timeout_s)

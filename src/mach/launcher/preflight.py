@@ -10,6 +10,7 @@ import torch
 
 from mach import checkpoint, runfolder
 from mach.channels.listen import listen_on
+from mach.channels.nccl import may_share_gpus
 from mach.config import Config
 from mach.configfile import fingerprint, load
 from mach.data import Dataset, check, open_dataset
@@ -142,12 +143,14 @@ def _check_devices(config: Config, places: int) -> None:
         raise ConfigError("launch.device=cuda: expected a GPU, found none. Use launch.device=cpu.")
     if transport_of(config.transport.name, places, gpus, device_kind(config)) != "nccl":
         return
-    if device_kind(config) == "cpu" or gpus < places:
-        raise ConfigError(
-            f"transport=nccl: expected a GPU for each of the {places} components of this machine, "
-            f"found {gpus if device_kind(config) == 'cuda' else 0}. Use transport=gloo: on CPU, or "
-            "with components that share a GPU."
-        )
+    if device_kind(config) == "cuda" and (gpus >= places or may_share_gpus()):
+        return
+    raise ConfigError(
+        f"transport=nccl: expected a GPU for each of the {places} components of this machine, "
+        f"found {gpus if device_kind(config) == 'cuda' else 0}. Use transport=gloo: on CPU, or "
+        "with components that share a GPU. (From NCCL 2.30 on they may share one with nccl, too, "
+        "where NCCL_MULTI_RANK_GPU_ENABLE=1 is set.)"
+    )
 
 
 def _check_compiler(config: Config) -> None:
