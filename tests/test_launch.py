@@ -158,6 +158,13 @@ def test_a_sweep_goes_on_after_a_job_that_failed_and_reports_it(tmp_path):
 # --- while it runs, and when it is stopped -------------------------------------------------
 
 
+def test_a_run_on_cpu_sees_no_gpu(tmp_path):
+    """CUDA does not outlive a fork, also where nothing is computed on a GPU."""
+    with Command([*TRAIN, *LONG, "steps=100000", "out=run"], tmp_path) as started:
+        started.until(lambda: rank_of(tmp_path, 1) is not None)
+        assert rank_of(tmp_path, 1).environ()["CUDA_VISIBLE_DEVICES"] == ""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "says"),
     [(signal.SIGINT, 130, "mach: stopped by Ctrl-C\n"), (signal.SIGTERM, 143, "")],

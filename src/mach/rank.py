@@ -24,13 +24,12 @@ from mach.config import Config
 from mach.errors import ChannelTimeoutError, ConfigError
 from mach.randomness import seed_of
 from mach.storeaddress import StoreAddress
-from mach.topology import gpu_of, share_cores, transport_of
+from mach.topology import VISIBLE_GPUS, gpu_of, share_cores, transport_of
 
 _SWITCH_S = 0.0005
 """Longest that one thread keeps Python's lock from another that wants it. Every torch operation
 gives the lock away; with CPython's own 5 ms a training thread beside one that writes a checkpoint
 waits so long at each of the hundreds of a step: a save of 0.1 s stopped it for up to a second."""
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOOK_S = 0.02
 """Time between two looks for those who have not come up yet."""
 
@@ -240,8 +239,8 @@ def resident_bytes() -> int:
 
 
 def gpu_names() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    names = os.environ.get(_VISIBLE)
+    """GPUs that this process may use, as CUDAVISIBLE_GPUS_DEVICES names them."""
+    names = os.environ.get(VISIBLE_GPUS)
     if names is None:
         return [str(index) for index in range(torch.cuda.device_count())]
     return [name.strip() for name in names.split(",")][: torch.cuda.device_count()]
@@ -257,7 +256,7 @@ def confined(cores: tuple[int, ...] | None, gpus: Sequence[str]) -> Iterator[Non
             others; this one, which may have seen them before, computes on the first.
     """
     bind = cores is not None and hasattr(os, "sched_setaffinity")
-    before, seen = set(available_cores()), os.environ.get(_VISIBLE)
+    before, seen = set(available_cores()), os.environ.get(VISIBLE_GPUS)
     computes: AbstractContextManager[object] = nullcontext()
     if gpus and torch.cuda.is_available():
         computes = torch.cuda.device(gpu_names().index(gpus[0]))
@@ -265,16 +264,16 @@ def confined(cores: tuple[int, ...] | None, gpus: Sequence[str]) -> Iterator[Non
         if bind:
             os.sched_setaffinity(0, cores or ())
         if gpus:
-            os.environ[_VISIBLE] = ",".join(gpus)
+            os.environ[VISIBLE_GPUS] = ",".join(gpus)
         with computes:
             yield
     finally:
         if bind:
             os.sched_setaffinity(0, before)
         if seen is not None:
-            os.environ[_VISIBLE] = seen
+            os.environ[VISIBLE_GPUS] = seen
         elif gpus:
-            del os.environ[_VISIBLE]
+            del os.environ[VISIBLE_GPUS]
 
 
 def available_cores() -> list[int]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""The variable that tells a process which GPUs it may use."""
+
 
 @dataclass(frozen=True)
 class Cores:

@@ -224,7 +224,7 @@ def _in_processes(config: Config, run_dir: Path) -> Mapping[str, Any]:
     groups = [[k] for k in components] if config.supervised else [list(components)]
     with listen(config.launch.bind if config.supervised else None) as listener:
         address = address_of(listener)
-        with Nursery(run_dir, address, groups) as nursery:
+        with Nursery(run_dir, address, groups, config.launch.device) as nursery:
             from mach.launcher import store
             from mach.launcher.failure import no_result
             from mach.launcher.gang import run_gang

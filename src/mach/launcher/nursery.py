@@ -28,6 +28,7 @@ from pathlib import Path
 from mach.introduce import RUN_DIR
 from mach.launcher.signals import END_S, HANDLED, SAVE_S
 from mach.storeaddress import StoreAddress
+from mach.topology import VISIBLE_GPUS
 
 PROGRAM = ("-m", "mach.train")
 """What Python runs as a nursery."""
@@ -36,13 +37,17 @@ PROGRAM = ("-m", "mach.train")
 class Nursery:
     """The launcher's side. Leaving the `with` ends it and all that came from it."""
 
-    def __init__(self, run_dir: Path, store: StoreAddress, groups: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, run_dir: Path, store: StoreAddress, groups: Sequence[Sequence[int]], device: str
+    ) -> None:
         """Start it.
 
         Args:
             run_dir: where the run's config will be when it is told to begin.
             store: where the run's store will be.
             groups: components of each agent.
+            device: `launch.device`. A run on CPU sees no GPU: an optimizer asks CUDA, if it can,
+                and that it has been asked before does not outlive a fork.
         """
         self.groups = groups
         self._begun = False
@@ -58,6 +63,8 @@ class Nursery:
         # Components set their own numbers; a pool of threads would not outlive a fork.
         forked = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         forked["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # nor would CUDA, which a look for it begins
+        if device == "cpu":
+            forked[VISIBLE_GPUS] = ""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # in all that comes from it
         try:
             self._process = subprocess.Popen(
