@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 from predict import interior_samples_per_s
@@ -11,6 +12,7 @@ from variants import (
     IDEAL,
     IDEAL_ALONE,
     IDEAL_STEPS,
+    LATER,
     OURS,
     STOCK,
     VARIANTS,
@@ -53,15 +55,17 @@ def _aims(result: dict[str, Any], settings: Settings) -> str:
     rows: list[list[str]] = []
     if "aims" in result:
         by_round = rates(result["aims"], settings)
-        for other, words, bound in (
+        against = (
             (IDEAL, "of ideal (forward and backward alone)", 0.95),
             (IDEAL_STEPS, "of ideal with optimizer steps", 0.95),
             (STOCK, "of 1F1B at M = 4", 1.15),
-        ):
-            low, middle, high = _quartiles([rate[OURS] / rate[other] for rate in by_round])
+        )
+        measured = [ours for ours in (OURS, LATER) if ours in by_round[0]]
+        for ours, (other, words, bound) in product(measured, against):
+            low, middle, high = _quartiles([rate[ours] / rate[other] for rate in by_round])
             met = "yes" if low >= bound else "**no**" if high < bound else "not clear"
-            measured = f"{middle:.3f} ({low:.3f} .. {high:.3f})"
-            rows.append([f"{OURS}: samples/s, {words}", measured, f"≥ {bound}", met])
+            spread = f"{middle:.3f} ({low:.3f} .. {high:.3f})"
+            rows.append([f"{ours}: samples/s, {words}", spread, f"≥ {bound}", met])
 
     def at_most(what: str, value: float, digits: int, bound: float) -> None:
         met = "yes" if value <= bound else "**no**"
@@ -79,9 +83,9 @@ def _aims(result: dict[str, Any], settings: Settings) -> str:
     if "aims" not in result:
         return table
     how = (
-        f"Speed: median (first .. third quartile) of {len(by_round)} rounds in which these four "
-        "take their turns right after each other; ratios are taken within a round. An aim is met "
-        "where the first quartile meets it, and is not where the third does not."
+        f"Speed: median (first .. third quartile) of {len(by_round)} rounds in which these "
+        "variants take their turns right after each other; ratios are taken within a round. An aim "
+        "is met where the first quartile meets it, and is not where the third does not."
     )
     return f"{table}\n\n{how}"
 
@@ -134,7 +138,7 @@ def _throughput(result: dict[str, Any], settings: Settings) -> str:
     by_round = rates(result["throughput"], settings)
     rows = []
     for variant in VARIANTS:
-        if variant.kind == "parts":
+        if variant.name not in by_round[0]:
             continue
         name, M = variant.name, variant.accumulate
         own = [rate[name] for rate in by_round]
@@ -189,6 +193,8 @@ def _diagnostics(result: dict[str, Any]) -> str:
     rows = []
     for variant in VARIANTS:
         if variant.kind == "parts" or variant.name == IDEAL_ALONE:
+            continue
+        if variant.name not in result["throughput"][0]:
             continue
         row = [variant.name]
         for key, digits in (
