@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mach.channels.nccl import may_share_gpus
+from mach.channels.ncclpair import may_share_gpus
 
 GPUS = torch.cuda.device_count()
 """Several components share one where there are fewer. 0 on most machines that run these tests."""

@@ -62,7 +62,8 @@ def both_ends(transport, edge, timeout_s, bells=(None, None), clients=None, **mo
     target = torch.device("cuda", GPUS - 1) if transport != "gloo" else CPU
     kinds, places = (GlooSender, GlooReceiver), (source, target)
     if transport == "nccl":
-        from mach.channels.nccl import NcclQueue, NcclReceiver, NcclSender
+        from mach.channels.nccl import NcclReceiver, NcclSender
+        from mach.channels.ncclpair import NcclQueue
 
         kinds, places = (NcclSender, NcclReceiver), (NcclQueue(source), NcclQueue(target))
     with ThreadPoolExecutor() as pool:  # building an end waits for the other one

@@ -16,6 +16,7 @@ import torch
 
 import mach
 from gpus import GPU_TRANSPORTS, GPUS
+from mach.randomness import Streams, go_on_from, seed_of, streams
 from runs import LONG, assert_same_tensors, checkpoint_steps, lines, result, scores
 from spawn import MACH, TRAIN, Command, Done, assert_none_left, kill, rank_of, run
 from texts import write_text
@@ -148,3 +149,21 @@ def test_a_run_of_a_gpu_is_read_used_and_sharpened_on_either_device(over, tmp_pa
     for device in ("cuda", "cpu"):
         done = run([*consolidate, f"device={device}", "overwrite=true"], tmp_path)
         assert done.code == 0, done
+
+
+def test_random_numbers_that_a_gpu_draws_go_on_where_they_were():
+    """As after a resume; and components that share a process do not draw from one stream."""
+    here = torch.device("cuda", 0)
+    streams_of_both = Streams(seed=0, components=2, device=here)
+    drawn = []
+    for k in (0, 1, 0, 1):
+        with streams_of_both.of(k):
+            drawn.append(torch.rand(4, device=here))
+    torch.manual_seed(seed_of(0, 2, 1))
+    alone = [torch.rand(4, device=here)]
+    kept = streams(here)
+    alone.append(torch.rand(4, device=here))
+    go_on_from(kept, here)
+    assert torch.equal(torch.rand(4, device=here), alone[1])
+    assert torch.equal(torch.stack(drawn[1::2]), torch.stack(alone))
+    assert not torch.equal(drawn[0], drawn[1])

@@ -148,7 +148,7 @@ ENVIRONMENT = {
     # These write it, for the processes they start or the library they are about to import.
     "launcher.agent": "MACH_COMPONENT, TORCHELASTIC_..",
     "launcher.nursery": "MACH_RUN_DIR, numbers of threads, PYTORCH_NVML_.., CUDA_VISIBLE_DEVICES",
-    "channels.nccl": "NCCL_.. and TORCH_NCCL_.., where the user has not set them",
+    "channels.ncclpair": "NCCL_.. and TORCH_NCCL_.., where the user has not set them",
     "launcher.app": "HYDRA_FULL_ERROR",
     "launcher.completion": "COMP_LINE: what a shell asks to be completed",
     "report.dashboard": "wandb's own variables: is the user logged in?",

@@ -1,35 +1,63 @@
 """Which random numbers does a component draw, of a head or a student that wants some?
 
-Each component has a stream of its own on the CPU, whether it is a process or shares one.
+Each component has streams of its own, whether it is a process or shares one: one of the CPU and, if
+it lives on a GPU, one there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+RANDOM = "random_state"
+"""What all names of `streams` begin with."""
+_ON_GPU = RANDOM + "/gpu"
 
 
 def seed_of(seed: int, components: int, k: int) -> int:
-    """What component k's stream begins with."""
+    """What component k's streams begin with."""
     return seed * components + k
+
+
+def streams(device: torch.device) -> dict[str, Tensor]:
+    """Where the streams are that modules on a device draw from, by name."""
+    now = {RANDOM: torch.get_rng_state()}
+    if device.type == "cuda":
+        now[_ON_GPU] = torch.cuda.get_rng_state(device)
+    return now
+
+
+def go_on_from(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put the streams of a device where `streams` found them."""
+    torch.set_rng_state(states[RANDOM])
+    if device.type == "cuda" and _ON_GPU in states:  # a run may begin on CPU and go on here
+        torch.cuda.set_rng_state(states[_ON_GPU], device)
 
 
 class Streams:
     """The streams of components that share a process."""
 
-    def __init__(self, seed: int, components: int) -> None:
+    def __init__(self, seed: int, components: int, device: torch.device) -> None:
+        self._device = device
         seeds = [seed_of(seed, components, k) for k in range(components)]
-        self._states = [torch.Generator().manual_seed(own).get_state() for own in seeds]
+        self._states = [self._first(own) for own in seeds]
 
     @contextmanager
     def of(self, k: int) -> Iterator[None]:
-        """Let torch draw from, or set, component k's stream."""
-        others = torch.get_rng_state()
-        torch.set_rng_state(self._states[k])
+        """Let torch draw from, or set, component k's streams."""
+        others = streams(self._device)
+        go_on_from(self._states[k], self._device)
         try:
             yield
         finally:
-            self._states[k] = torch.get_rng_state()
-            torch.set_rng_state(others)
+            self._states[k] = streams(self._device)
+            go_on_from(others, self._device)
+
+    def _first(self, seed: int) -> dict[str, Tensor]:
+        first = {RANDOM: torch.Generator().manual_seed(seed).get_state()}
+        if self._device.type == "cuda":
+            first[_ON_GPU] = torch.Generator(self._device).manual_seed(seed).get_state()
+        return first

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from mach.channels.base import Edge, Link, Receiver, Sender
 from mach.channels.gloo import GlooReceiver, GlooSender
 from mach.channels.listen import LOOPBACK
-from mach.channels.nccl import NcclQueue, NcclReceiver, NcclSender
+from mach.channels.nccl import NcclReceiver, NcclSender
+from mach.channels.ncclpair import NcclQueue
 
 
 @dataclass

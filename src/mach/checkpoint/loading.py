@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from mach.checkpoint.catalog import Checkpoint, verify
-from mach.checkpoint.state import OPTIMIZER, RANDOM, STEPS, dcp, weights_of
+from mach.checkpoint.state import OPTIMIZER, STEPS, dcp, weights_of
 from mach.component import Component
 from mach.errors import CheckpointError
 from mach.optim import Optimizer
+from mach.randomness import RANDOM, go_on_from, streams
 
 
 def load_weights(checkpoint: Checkpoint, k: int, component: Component) -> None:
@@ -44,9 +45,9 @@ def load(
         for name, entry in stored.items()
         if name.startswith(OPTIMIZER)
     }
-    random_state = torch.get_rng_state()
+    random = {name: now for name, now in streams(component.device).items() if name in stored}
     steps = {name: torch.tensor(0) for name in stored if name.startswith(STEPS)}
-    _read(checkpoint, k, {**modules, **optimizer_state, **steps, RANDOM: random_state})
+    _read(checkpoint, k, {**modules, **optimizer_state, **steps, **random})
     for optimizer in optimizers.values():
         optimizer.load_state(
             {
@@ -55,7 +56,7 @@ def load(
                 if optimizer.owns(name := key.removeprefix(OPTIMIZER))
             }
         )
-    torch.set_rng_state(random_state)
+    go_on_from(random, component.device)
     component.resume(checkpoint.step)
     for name, own in component.beside().items():
         if STEPS + name in steps:  # checkpoints of before have none
@@ -82,7 +83,7 @@ def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[s
 
 
 def _same_tensors(folder: Path, here: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    there = {n for n in stored if not n.startswith((OPTIMIZER, STEPS)) and n != RANDOM}
+    there = {n for n in stored if not n.startswith((OPTIMIZER, STEPS, RANDOM))}
     for name in sorted(here.keys() | there):
         expected = list(here[name].shape) if name in here else "no such tensor"
         got = list(stored[name].size) if name in there else "no such tensor"

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mach.component import Component
 from mach.optim import Optimizer
+from mach.randomness import streams
 
-OPTIMIZER, STEPS, RANDOM = "optimizer/", "steps/", "random_state"
+OPTIMIZER, STEPS = "optimizer/", "steps/"
 
 
 def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dic
     state |= {STEPS + name: torch.tensor(own.steps) for name, own in component.beside().items()}
     for optimizer in optimizers.values():
         state |= {OPTIMIZER + name: value for name, value in optimizer.state().items()}
-    return {**state, RANDOM: torch.get_rng_state()}
+    return {**state, **streams(component.device)}
 
 
 def weights_of(component: Component) -> dict[str, Tensor]:

@@ -118,16 +118,17 @@ class Component:
             self.predictions = {"body": WeightPrediction(body), "head": WeightPrediction(head)}
         self._accumulate = accumulate
         self._stash = WeightStash(body) if replay == "stash" else None
-        self._device = next(chain(head.parameters(), body.parameters())).device
-        autocast = self._device if precision == "bf16" else None
+        self.device = next(chain(head.parameters(), body.parameters())).device
+        """Where its tensors live."""
+        autocast = self.device if precision == "bf16" else None
         self._net = Network(body, head, targets, autocast)
         self._compiled = compiled
         if compiled:
             compile_in_place(body, head, *([] if student is None else [student.network]))
         self.version = 0
         self.pending: dict[Hashable, Pending] = {}
-        self.gradient_norm: Tensor = torch.zeros((), device=self._device)
-        self.totals = StepTotals.zero(self._device)
+        self.gradient_norm: Tensor = torch.zeros((), device=self.device)
+        self.totals = StepTotals.zero(self.device)
 
     # --- training ------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class Component:
         Raises:
             ConfigError: a module cannot be compiled.
         """
-        gpus = [self._device] if self._device.type == "cuda" else []
+        gpus = [self.device] if self.device.type == "cuda" else []
         mix, self._mix = self._mix, 0.0
         try:
             with torch.random.fork_rng(devices=gpus), self._modes.uncounted():
@@ -278,7 +279,7 @@ class Component:
             self._mix = mix
         for module in self.modules().values():
             module.zero_grad()
-        self.totals = StepTotals.zero(self._device)
+        self.totals = StepTotals.zero(self.device)
 
     def forget_gradients(self) -> None:
         """Drop what was gathered since the last step: a component that has taken all its steps
@@ -334,7 +335,7 @@ class Component:
 
     def read_totals(self) -> StepTotals:
         """Sums since the last call."""
-        totals, self.totals = self.totals, StepTotals.zero(self._device)
+        totals, self.totals = self.totals, StepTotals.zero(self.device)
         return totals
 
     def modules(self) -> dict[str, nn.Module]:

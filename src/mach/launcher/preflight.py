@@ -10,7 +10,7 @@ import torch
 
 from mach import checkpoint, runfolder
 from mach.channels.listen import listen_on
-from mach.channels.nccl import may_share_gpus
+from mach.channels.ncclpair import may_share_gpus
 from mach.config import Config
 from mach.configfile import fingerprint, load
 from mach.data import Dataset, check, open_dataset

@@ -65,7 +65,7 @@ class Oracle:
         )
         chain = self.assembly.links(device)
         ends = connect_in_memory(chain, config.transport.timeout_s)
-        self.streams = Streams(config.seed, config.components)
+        self.streams = Streams(config.seed, config.components, device)
         self.trainers: list[Trainer] = []
         self.optimizers: list[dict[str, Optimizer]] = []
         for k, channels in enumerate(ends):
