@@ -41,7 +41,7 @@ def test_two_runs_stand_side_by_side_with_what_differs(finished, tmp_path):
     assert done.code == 0, done
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
     assert ["delay", "1", "4"] in table, done
-    assert ["accuracy", "97.50 %", "95.00 % (-2.50 %)"] in table, done
+    assert ["accuracy", "97.50 %", "95.00 % (-2.50)"] in table, done
     assert "[red]two" in done.stdout, done
     assert "steps" not in done.stdout, done  # they are equal
     assert done.stderr == "", done
@@ -63,7 +63,7 @@ def test_the_jobs_of_a_sweep_have_a_row_each_and_failed_ones_are_told(finished, 
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
     rows = {row[0]: row[1:3] for row in table if row and row[0].startswith("sweep/")}
     assert rows["sweep/0"] == ["0", "90.00 %"]
-    assert rows["sweep/3"] == ["3", "93.00 % (+3.00 %)"]
+    assert rows["sweep/3"] == ["3", "93.00 % (+3.00)"]
     assert "sweep/4" not in rows
     assert "mach: sweep/4: this job failed: burnt" in done.stderr, done
 

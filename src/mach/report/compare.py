@@ -164,8 +164,8 @@ def _beside_the_first(name: str, numbers: Sequence[float]) -> list[str]:
 def _written(name: str, number: float, sign: str = "") -> str:
     if not math.isfinite(number):
         return _NONE
-    if name.endswith("accuracy"):
-        return f"{100 * number:{sign}.2f} %"
+    if name.endswith("accuracy"):  # of two percentages the difference is in points
+        return f"{100 * number:{sign}.2f}" + ("" if sign else " %")
     if number == round(number):
         return f"{number:{sign},.0f}"
     return f"{number:{sign},.1f}" if name.endswith("_s") else f"{number:{sign}.4f}"
