@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -67,7 +68,8 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
     small = [row for row in result["windows"] if row["flops"] <= most]
     more = steps // PART
     models = _of_the_run(result, metric, steps)
-    models += [_consolidated(run_dir, _window(row), metric, steps, more) for row in small]
+    say = task.consolidation
+    models += [_consolidated(run_dir, _window(row), metric, steps, more, say) for row in small]
     blocks, flops = small[0]["last"] - small[0]["first"] + 2, small[0]["flops"]
     for kind, length in (("alone", steps), ("alone, longer", steps + more)):
         found = _alone(compose_with, length, flops, blocks, task)
@@ -81,6 +83,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         "metric": metric,
         "validation": task.validation,
         "student": width,
+        "consolidation": say,
         "models": models,
     }
     row["cascade"] = _cascade(run_dir, chosen([row])) if task.cascades else None
@@ -94,8 +97,10 @@ def _of_the_run(result: Row, metric: str, steps: int) -> list[Row]:
     return exits + windows
 
 
-def _consolidated(run_dir: Path, window: Name, metric: str, steps: int, more: int) -> Row:
-    asked = ConsolidateConfig(str(run_dir), str(window), steps=more, overwrite=True)
+def _consolidated(
+    run_dir: Path, window: Name, metric: str, steps: int, more: int, say: dict[str, Any]
+) -> Row:
+    asked = ConsolidateConfig(str(run_dir), str(window), steps=more, overwrite=True, **say)
     entry = consolidate(asked).manifest
     stage = entry["stages"][-1]
     best = next(look for look in stage["looks"] if look["step"] == stage["best_step"])

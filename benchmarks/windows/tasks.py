@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Task:
     """A network's width is a multiple of it."""
     cascades: bool = True
     """Text has no confidence of a sample: `mach cascade` refuses it."""
+    consolidation: dict[str, Any] = field(default_factory=dict)
+    """What `mach consolidate` is told, where that was better on validation than what it does of
+    itself (benchmarks/accuracy/LOG.md)."""
 
 
 TASKS = {
@@ -31,5 +35,6 @@ TASKS = {
         validation=500,
         step=8,  # two features for each of the 4 heads
         cascades=False,
+        consolidation={"weight": 0.9, "temperature": 1.0, "muon_lr": 0.04, "lr": 0.008},
     ),
 }
