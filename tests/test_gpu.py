@@ -100,13 +100,15 @@ def test_a_component_that_is_killed_comes_back_while_the_others_go_on(tmp_path, 
         started.until(lambda: (tmp_path / "run/checkpoints").exists())
         others = [rank_of(tmp_path, k) for k in (0, 2)]
         kill(rank_of(tmp_path, 1))
+        events = tmp_path / "run/events.jsonl"
+        started.until(lambda: events.exists() and '"back"' in events.read_text())
+        assert all(other.is_running() for other in others)
         done = started.wait()
-        assert all(other is not None for other in others)
     assert done.code == 0, done
     assert_none_left(tmp_path)
     assert result(tmp_path / "run")["restarts"] == 1
-    links = {line["links_up"]: line["step"] for line in lines(tmp_path / "run", 1)[-100:]}
-    assert max(links) == 2, "the neighbours did not connect again"
+    last = lines(tmp_path / "run", 1)[-100:]
+    assert max(line.get("links_up", 0) for line in last) == 2, "the neighbours stayed away"
 
 
 def test_a_compiled_chain_in_bf16_learns(tmp_path):

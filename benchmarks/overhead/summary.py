@@ -192,9 +192,8 @@ def _parts(result: dict[str, Any]) -> str:
 def _diagnostics(result: dict[str, Any]) -> str:
     rows = []
     for variant in VARIANTS:
-        if variant.kind == "parts" or variant.name == IDEAL_ALONE:
-            continue
-        if variant.name not in result["throughput"][0]:
+        measured = variant.name in result["throughput"][0]
+        if not measured or variant.kind == "parts" or variant.name == IDEAL_ALONE:
             continue
         row = [variant.name]
         for key, digits in (

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -68,8 +67,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
     small = [row for row in result["windows"] if row["flops"] <= most]
     more = steps // PART
     models = _of_the_run(result, metric, steps)
-    say = task.consolidation
-    models += [_consolidated(run_dir, _window(row), metric, steps, more, say) for row in small]
+    models += [_consolidated(run_dir, _window(row), metric, steps, more, task) for row in small]
     blocks, flops = small[0]["last"] - small[0]["first"] + 2, small[0]["flops"]
     for kind, length in (("alone", steps), ("alone, longer", steps + more)):
         found = _alone(compose_with, length, flops, blocks, task)
@@ -83,7 +81,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         "metric": metric,
         "validation": task.validation,
         "student": width,
-        "consolidation": say,
+        "consolidation": task.consolidation,
         "models": models,
     }
     row["cascade"] = _cascade(run_dir, chosen([row])) if task.cascades else None
@@ -98,9 +96,10 @@ def _of_the_run(result: Row, metric: str, steps: int) -> list[Row]:
 
 
 def _consolidated(
-    run_dir: Path, window: Name, metric: str, steps: int, more: int, say: dict[str, Any]
+    run_dir: Path, window: Name, metric: str, steps: int, more: int, task: Task
 ) -> Row:
-    asked = ConsolidateConfig(str(run_dir), str(window), steps=more, overwrite=True, **say)
+    words = {"steps": more, "overwrite": True, **task.consolidation}
+    asked = ConsolidateConfig(str(run_dir), str(window), **words)
     entry = consolidate(asked).manifest
     stage = entry["stages"][-1]
     best = next(look for look in stage["looks"] if look["step"] == stage["best_step"])

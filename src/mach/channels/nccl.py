@@ -1,14 +1,11 @@
 """A channel between two GPUs, by NCCL point-to-point sends.
 
-A pending NCCL send or receive is a kernel that spins on the GPU until its peer arrives, and NCCL
-operations of one device must not be issued from several threads. So here
-
-- every edge has a control channel beside it, a gloo channel whose frames are headers alone. Its
-  credits are the edge's credits, its end of stream and its errors the edge's. A header that was
-  taken in means "my payload is ready and you have room": only then are send and receive issued,
-  at almost the same moment, so no kernel spins for long and no watchdog sees an old operation;
-- one thread per process, the `NcclQueue`, issues every NCCL operation and polls for its end;
-- each edge is a two-rank communicator with a stream of its own, warmed up when it is built.
+A pending NCCL send or receive is a kernel that spins on the GPU until its peer arrives. So every
+edge has a control channel beside it, a gloo channel whose frames are headers alone. Its credits are
+the edge's credits, its end of stream and its errors the edge's. A header that was taken in means
+"my payload is ready and you have room": only then are send and receive issued, by
+mach.channels.ncclpair and at almost the same moment, so no kernel spins for long and no watchdog
+sees an old operation.
 
     # source                                    target
     # encode the payload into a slot, event e

@@ -46,8 +46,8 @@ class Nursery:
             run_dir: where the run's config will be when it is told to begin.
             store: where the run's store will be.
             groups: components of each agent.
-            device: `launch.device`. A run on CPU sees no GPU: an optimizer asks CUDA, if it can,
-                and that it has been asked before does not outlive a fork.
+            device: `launch.device`. A run on CPU sees no GPU: where there is one, torch asks CUDA
+                for this and that all the same, and CUDA does not outlive a fork.
         """
         self.groups = groups
         self._begun = False
