@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from variants import NETWORKS
@@ -52,10 +52,10 @@ def _aims(result: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for name in (n for n in NETWORKS if n in result):
         for variant in ("bfloat16 wire", "int8 wire"):
-            change = mean(relative(result[name], variant, "loss")) - 1
-            met = "yes" if abs(change) <= _MOST else "**no**"
-            what = f"{name}: final loss with {variant}, mean of the seeds"
-            rows.append([what, f"{change:+.2%}", f"± {_MOST:.1%}", met])
+            changes = [ratio - 1 for ratio in relative(result[name], variant, "loss")]
+            met = "yes" if abs(mean(changes)) <= _MOST else "**no**"
+            what = f"{name}: final loss with {variant}, mean of {len(changes)} seeds"
+            rows.append([what, _with_error(changes), f"± {_MOST:.1%}", met])
     for name in (n for n in NETWORKS if n in result):
         halves = relative(result[name], "bfloat16 wire", "bytes")[0]
         quarters = relative(result[name], "int8 wire", "bytes")[0]
@@ -68,6 +68,13 @@ def _aims(result: dict[str, Any]) -> list[Row]:
             met = "yes" if share <= _HALF else "**no**"
             rows.append([f"checkpointing: {what}", f"{share:.2f}", "≤ 0.5", met])
     return rows
+
+
+def _with_error(changes: list[float]) -> str:
+    """The mean, and its standard error where there is more than one seed."""
+    if len(changes) == 1:
+        return f"{changes[0]:+.2%}"
+    return f"{mean(changes):+.2%}, standard error {stdev(changes) / len(changes) ** 0.5:.2%}"
 
 
 def _near(value: float, aim: float) -> str:
