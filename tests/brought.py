@@ -36,6 +36,13 @@ def flat(width=8, depth=4):
     return [first, *(Residual(width) for _ in range(depth - 1))]
 
 
+def twice(width=8):
+    """[8, 8] -> [width]; the second block has its layers, and the buffers of one, twice."""
+    linear, norm, act = nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()
+    first = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+    return [first, nn.Sequential(linear, norm, act, linear, norm, act)]
+
+
 def picture(norm=True):
     """Images [8, 8], with a batch norm."""
     return [

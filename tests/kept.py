@@ -22,7 +22,7 @@ def save(
 ) -> None:
     """Write what a run leaves; with `steps`, each component alone after so many of them."""
     runfolder.claim(run_dir, config)
-    tokenizer = open_dataset(config.data).tokenizer
+    preprocessing = open_dataset(config.data).preprocessing
     files: dict[str, str] = {}
     for k, trainer in enumerate(oracle.trainers):
         component = trainer.worker.component
@@ -32,9 +32,9 @@ def save(
         mine = checkpoint.save(run_dir, step, k, checkpoint.tensors_of(component, {}))
         files |= mine
         if steps is not None:
-            checkpoint.seal(run_dir, step, k, mine, config, life=0, tokenizer=tokenizer)
+            checkpoint.seal(run_dir, step, k, mine, config, life=0, preprocessing=preprocessing)
     if steps is None:
-        checkpoint.write_manifest(run_dir, config.steps, files, config, tokenizer)
+        checkpoint.write_manifest(run_dir, config.steps, files, config, preprocessing)
 
 
 def write_images(folder: Path, *shape: int, test: int = 20) -> Path:

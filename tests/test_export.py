@@ -18,8 +18,10 @@ import mach
 from kept import CLASSES, keep, of_images
 from mach import cli
 from mach.config import ExportConfig
-from mach.errors import CheckpointError, ConfigError, ExportError, RunFolderError
-from mach.export.export import _refuse_loss, export
+from mach.errors import CheckpointError, ConfigError, DataError, ExportError, RunFolderError
+from mach.export.check import agreement
+from mach.export.export import _refuse_disagreement, _refuse_loss, export
+from mach.export.folder import signed
 from mach.export.layers import LAYERS
 from mach.inference import Run
 from spawn import MACH, run
@@ -124,6 +126,43 @@ def test_load_gives_the_module_of_a_run(images, window):
 def test_bytes_are_taken_as_they_are(images):
     model, x = mach.load(images), torch.from_numpy(samples_of(images))
     assert torch.equal(model(x), model(x.to(torch.uint8)))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+def test_an_exported_model_takes_bytes_too(exported, images, kind):
+    model, x = mach.load(exported[kind]), torch.from_numpy(samples_of(images))
+    for dtype in (torch.uint8, torch.float64, torch.int32):
+        assert torch.equal(model(x), model(x.to(dtype)))
+
+
+@pytest.mark.parametrize("window", [1, (1,), (0, 1, 2), (0, "2")])
+def test_a_window_that_is_none_is_refused(images, window):
+    with pytest.raises(ConfigError, match=r'window: expected \(j, i\) or "j..i"; got'):
+        mach.load(images, window)
+
+
+def test_a_run_folder_may_be_called_as_it_pleases(images, tmp_path, monkeypatch, capsys):
+    shutil.copytree(images, tmp_path / "sweep.bin")
+    assert mach.load(tmp_path / "sweep.bin") is not None
+    (tmp_path / "run").symlink_to(images)  # as the first argument is called
+    monkeypatch.chdir(tmp_path)
+    assert cli.answer("models", ["run", "latency=false"]) == 0, capsys.readouterr().err
+
+
+def test_a_run_whose_data_has_changed_or_gone_is_refused(tmp_path):
+    config = of_images(tmp_path, 6, 5)
+    run_dir = keep(config, tmp_path / "run")
+    file = Path(config.data.path)
+    with np.load(file) as arrays:
+        content = dict(arrays)
+    np.savez(file, **{**content, "x_train": content["x_train"] // 2 + 3})
+    with pytest.raises(DataError, match="expected the data it was trained on, whose features"):
+        mach.load(run_dir)
+    file.unlink()
+    with pytest.raises(DataError, match=r"It is .*run/config.yaml that has data.path"):
+        mach.load(run_dir)
+    np.savez(file, **content)
+    assert mach.load(run_dir) is not None
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "onnx"])
@@ -244,6 +283,17 @@ def test_layers_have_names_of_their_own():
     assert {"FlatEmbed", "Embed", "Window", "Standardise"} <= LAYERS.keys()
 
 
+def test_a_layer_that_is_there_twice_is_written_once(tmp_path):
+    own = {"name": "custom", "factory": "brought:twice"}
+    config = of_images(tmp_path, 8, 8, test=SAMPLES, model=own, components=1)
+    run_dir = keep(config, tmp_path / "run")
+    folder = write(run_dir, tmp_path / "out", "safetensors")
+    model = mach.load(folder)
+    with torch.no_grad():
+        close(model(torch.from_numpy(samples_of(run_dir))), expected_of(run_dir, (0, 0)))
+    assert len(model.state_dict()) > len({id(t) for t in model.state_dict(keep_vars=True).values()})
+
+
 # --- what is written -----------------------------------------------------------------------------
 
 
@@ -311,6 +361,19 @@ def test_an_export_that_answers_otherwise_is_not_written(images, tmp_path):
     with pytest.raises(ExportError, match="expected the logits of the run's own model on 1,000"):
         write(images, tmp_path / "out", "onnx", tolerance=0.0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_an_export_that_answers_with_nan_is_refused(images, quantize):
+    def sometimes(x):
+        return torch.where(torch.arange(len(x))[:, None] % 2 == 0, 0.0, torch.nan).expand(-1, 4)
+
+    run = Run(images)
+    found = agreement(run, run.window(), sometimes, SAMPLES)
+    assert np.isnan(found.max_difference)
+    config = ExportConfig("run", format="onnx", quantize=quantize)
+    with pytest.raises(ExportError, match="expected finite logits on 1,000 test samples"):
+        _refuse_disagreement(config, found)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -410,10 +473,39 @@ def no_json(folder):
     return "model.json: expected the description of an exported model"
 
 
-def unknown_class(folder):
+def a_changed_word(folder):
     text = (folder / "model.json").read_text()
-    (folder / "model.json").write_text(text.replace('"nn.LayerNorm"', '"os.system"'))
+    (folder / "model.json").write_text(text.replace('"title": "window', '"title": "chain'))
+    return "model.json: .*one that was changed: its own digest is another"
+
+
+def endless_json(folder):
+    (folder / "model.json").write_text("[" * 100_000)
+    return "model.json: expected the description of an exported model"
+
+
+def rewritten(folder, before, after):
+    """As by somebody who knows how it is signed."""
+    text = (folder / "model.json").read_text()
+    assert before in text
+    changed = signed(json.loads(text.replace(before, after)))
+    (folder / "model.json").write_text(json.dumps(changed))
+
+
+def unknown_class(folder):
+    rewritten(folder, '"nn.LayerNorm"', '"os.system"')
     return "os.system, which is no class of torch.nn and none that is known here"
+
+
+def impossible_size(folder):
+    rewritten(folder, " 48", " -48")
+    return "model.json: expected the description of a model; got"
+
+
+def no_module(folder):
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(signed({**description, "module": 5})))
+    return "model.json: expected the description of a model; got 5, which is no module"
 
 
 @pytest.mark.parametrize(
@@ -426,7 +518,11 @@ def unknown_class(folder):
         a_tensor_less,
         no_weights,
         no_json,
+        endless_json,
+        a_changed_word,
         unknown_class,
+        impossible_size,
+        no_module,
     ],
 )
 def test_what_is_not_as_it_was_written_is_refused(copy, change):

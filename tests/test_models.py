@@ -111,12 +111,14 @@ def test_every_exit_and_window_is_listed_with_what_it_costs(run_dir, capsys, mon
     assert "B=1 t=1" in told
     assert "B=64 t=1" in told
     assert re.search(r"\* (chain|window)", told)
+    assert "Models, on the test split" in told
 
 
 def test_programs_get_the_same_as_json(run_dir, capsys):
     threads = torch.get_num_threads()
     found = json.loads(models(run_dir, "format=json", "--max-params", 10**6, capsys=capsys))
     assert torch.get_num_threads() == threads
+    assert found["split"] == "test"
     rows = found["models"]
     assert len(rows) == 6
     chosen = [row for row in rows if row["chosen"]]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -147,6 +148,26 @@ def test_a_file_appears_when_it_is_complete(images, tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == [bad, out]
 
 
+def test_a_device_is_written_to_and_stays_what_it_is(images, tmp_path, capsys):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reads = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        predict(images, f"input={data_of(images)}", f"out={fifo}", capsys=capsys)
+        assert len(rows(os.read(reads, 1 << 16).decode())) == 70
+    finally:
+        os.close(reads)
+    assert fifo.is_fifo()
+
+
+def test_a_table_that_excel_has_written_is_read(images, tmp_path, capsys):
+    x = np.asarray(Run(images).dataset.x_test)[:2]
+    text = "\r\n".join(",".join(map(str, row.ravel())) for row in x)
+    (tmp_path / "x.csv").write_bytes(text.encode("utf-8-sig"))
+    found = rows(predict(images, f"input={tmp_path / 'x.csv'}", capsys=capsys))
+    assert [int(row["label"]) for row in found] == logits_of(images)[:2].argmax(-1).tolist()
+
+
 # --- text ----------------------------------------------------------------------------------------
 
 
@@ -161,6 +182,16 @@ def bits_per_byte(run_dir: Path, said: str) -> float:
             logits = model(x[None, : len(y)])
         bits += float(F.cross_entropy(logits, y, reduction="sum")) / math.log(2)
     return bits / (len(tokens) - 1)
+
+
+def test_texts_as_json_and_all_probabilities_of_what_follows(text, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps("The quick\nbrown"))
+    words = [f"input={tmp_path / 'a.jsonl'}", "format=jsonl", "probabilities=true"]
+    line = json.loads(predict(text, *words, capsys=capsys))
+    assert line["tokens"] == len("The quick\nbrown")
+    every = [line[f"p{c}"] for c in range(256)]
+    assert sum(every) == pytest.approx(1, abs=1e-4)
+    assert max(every) == pytest.approx(line["probability"])
 
 
 @pytest.mark.parametrize("said", ["The quick brown fox jumps over it", "The quick brown", "Th"])
@@ -211,6 +242,21 @@ def a_file(folder: Path, kind: str) -> Path:
     if kind == "pickle":
         np.save(folder / "x.npy", np.array([{}, {}], object), allow_pickle=True)
         return folder / "x.npy"
+    if kind.startswith("labels"):
+        y = {"objects": [{}, {}], "one-hot": np.eye(2, dtype=int), "words": ["a", "b"]}
+        with_objects = {"y": np.array(y[kind.partition(" ")[2]])}
+        np.savez(folder / "x.npz", x=good[:2], **with_objects)
+        return folder / "x.npz"
+    if kind == "number":
+        np.savez(folder / "x.npz", x=np.float32(1))
+        return folder / "x.npz"
+    if kind == "header":
+        (folder / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x0f\x00{'descr': (((((\n" + bytes(99))
+        return folder / "x.npy"
+    if kind in ("16 bits", "transparent"):
+        deep = Image.fromarray(np.full(SHAPE, 60_000, "u2"))
+        (deep if kind == "16 bits" else Image.new("LA", SHAPE[::-1])).save(folder / "x.png")
+        return folder
     if kind == "keys":
         np.savez(folder / "x.npz", a=good, b=good)
         return folder / "x.npz"
@@ -222,7 +268,13 @@ def a_file(folder: Path, kind: str) -> Path:
         return folder
     if kind == "empty":
         return folder
-    lines = {"words": "a,b,c", "json": "[1, 2", "null": json.dumps([[None] * 5] * 6)}
+    lines = {
+        "words": "a,b,c",
+        "json": "[1, 2",
+        "null": json.dumps([[None] * 5] * 6),
+        "nested": "[" * 100_000,
+        "nothing": "\n\n",
+    }
     (folder / "x.csv").write_text(lines[kind])
     return folder / "x.csv"
 
@@ -233,7 +285,19 @@ def a_file(folder: Path, kind: str) -> Path:
         ("nan", r"sample 1: expected finite numbers within float32; got nan .* at \[2, 3\]"),
         ("infinite", "sample 0: expected finite numbers within float32; got inf"),
         ("beyond float32", "expected finite numbers within float32; got 1e\\+300"),
-        ("text", "sample 0: expected numbers of shape .*; got <U"),
+        ("text", r"x.npy: expected numbers, with samples along the first axis; got <U"),
+        ("number", r"x.npz: expected numbers, with samples .*; got float32\[\]"),
+        (
+            "header",
+            "x.npy: expected an array of numbers; it cannot .*Write the file again",
+        ),
+        ("labels objects", "cannot be read: Object arrays cannot be loaded"),
+        ("labels one-hot", r"y: expected one class number for each sample.*; got int64\[2, 2\]"),
+        ("labels words", r"y: expected one class number for each sample.*; got <U1\[2\]"),
+        ("16 bits", "x.png: expected 8 bits a pixel and colour; got the mode I"),
+        ("transparent", "x.png: expected an image without transparent pixels"),
+        ("nested", "line 1: expected a JSON array"),
+        ("nothing", "expected one sample or more; got none"),
         ("shape", r"expected numbers of shape \[samples, 6, 5\]; got shape \[1, 7\]"),
         ("pickle", "cannot be read: .*Python objects"),
         ("keys", "expected an array x or x_test; got a, b. Set key=NAME"),
@@ -262,10 +326,13 @@ def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, c
         (["{run}", "input=-", "window=9..9"], r"window=9\.\.9: expected j\.\.i"),
         (["{run}", "input=-", "format=xml"], "format: expected one of csv, jsonl"),
         (["{run}"], "input: expected a value"),
+        (["{run}", "input={data}", "out="], "out=: expected the name of a file; got a folder"),
+        (["{run}", "input={data}", "out=/"], "out=/: expected the name of a file; got a folder"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(images, capsys, words, says):
-    assert cli.answer("predict", [word.format(run=images) for word in words]) == 2
+    named = {"run": images, "data": data_of(images)}
+    assert cli.answer("predict", [word.format(**named) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1

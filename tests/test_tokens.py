@@ -367,8 +367,8 @@ def save(run_dir: Path, config: TextConfig) -> Path:
     optimizers = {"chain": trainer._optimizer}
     tensors = checkpoint.tensors_of(trainer.worker.component, optimizers)
     files = checkpoint.save(run_dir, 2, 0, tensors)
-    tokenizer = open_dataset(config).tokenizer
-    checkpoint.write_manifest(run_dir, 2, files, oracle.config, tokenizer)
+    preprocessing = open_dataset(config).preprocessing
+    checkpoint.write_manifest(run_dir, 2, files, oracle.config, preprocessing)
     return checkpoint.find(run_dir).path
 
 

@@ -88,8 +88,15 @@ def load(
     """
     from mach.predictor import open_predictor
 
-    named = window if window is None or isinstance(window, str) else "{}..{}".format(*window)
-    return open_predictor(path, named).module.to(device)
+    return open_predictor(path, _window(window)).module.to(device)
+
+
+def _window(window: str | tuple[int, int] | None) -> str | None:
+    if window is None or isinstance(window, str):
+        return window
+    if isinstance(window, tuple) and [type(k) for k in window] == [int, int]:
+        return "{}..{}".format(*window)
+    raise ConfigError(f'mach.load: window: expected (j, i) or "j..i"; got {window!r}')
 
 
 def _config(

@@ -259,7 +259,7 @@ def _ask(
     parser.add_argument("words", nargs="*", metavar="key=value", help=f"{first} is needed")
     given = vars(parser.parse_intermixed_args(arguments))
     words = list[str](given.pop("words"))
-    keys = [word.partition("=")[0] for word in words]
+    keys = [word.partition("=")[0] if "=" in word else "" for word in words]
     alone = [i for i, key in enumerate(keys) if key not in known]
     if alone and first not in keys:
         words[alone[0]] = f"{first}={words[alone[0]]}"

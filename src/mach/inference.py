@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from mach.config.window import Name, name_of
 from mach.configfile import load
 from mach.data import Batches, Dataset, open_dataset
 from mach.data.tokenizers import Tokenizer
-from mach.errors import CheckpointError, ConfigError, RunFolderError
+from mach.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from mach.metrics import Score, Task
 from mach.shapes import TensorSpec
 from mach.trainer import Assembly
@@ -116,13 +116,23 @@ class Run:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The one that the run was trained with, as its checkpoints have it; None without text."""
-        found = (self._find(k) for k in range(self.config.components))
-        return next((one.tokenizer for one in found if one is not None), None)
+        return next((found.tokenizer for found in self._saved()), None)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data it was trained on."""
-        return open_dataset(self.config.data)
+        """The data it was trained on.
+
+        Raises:
+            DataError: it is gone, or is another by now.
+        """
+        try:
+            dataset = open_dataset(self.config.data)
+        except DataError as error:
+            config = self.run_dir / runfolder.CONFIG
+            raise DataError(f"{error} It is {config} that has data.path.") from error
+        for found in self._saved():
+            dataset.preprocessing.refuse_other(found.path, found.manifest)
+        return dataset
 
     @cached_property
     def task(self) -> Task:
@@ -248,6 +258,11 @@ class Run:
             f"window={first}..{last}: expected j..i with 0 <= j <= i <= {top}: the run in "
             f"{self.run_dir} has {top + 1} components."
         )
+
+    def _saved(self) -> Iterator[checkpoint.Checkpoint]:
+        """What each component has saved last, of those that have."""
+        found = (self._find(k) for k in range(self.config.components))
+        return (one for one in found if one is not None)
 
     def _find(self, k: int) -> checkpoint.Checkpoint | None:
         """The last that component k has saved; that all have saved, unless each does by itself."""

@@ -89,7 +89,7 @@ def locate(path: Path | str) -> Path | Exported:
         MachError: it means none.
     """
     path = Path(path).expanduser()
-    if path.suffix in _PICKLES:
+    if path.suffix in _PICKLES and not path.is_dir():
         raise CheckpointError(
             f"{path}: expected a run folder, or what `mach export` has written as safetensors or "
             f"onnx; got a {path.suffix} file, which torch or Python would have to unpickle: that "

@@ -19,6 +19,8 @@ Named = tuple[str, Any]
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
 _LINES = frozenset((".csv", ".jsonl", ".json", ".txt"))
+_JSON = frozenset((".jsonl", ".json"))
+_THEN = "Write the file again."
 
 
 def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[Named]:
@@ -33,7 +35,7 @@ def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[N
     """
     path = Path(source).expanduser()
     if source == "-":
-        return _of_lines(sys.stdin, "standard input", signature)
+        return _of_lines(sys.stdin, "standard input", signature, json_texts=False)
     if path.is_dir():
         return _of_folder(path, signature)
     if not path.exists():
@@ -49,22 +51,42 @@ def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[N
 
 
 def labels_in(source: str, key: str | None) -> Array | None:
-    """The labels beside the samples of an .npz, where it has some."""
+    """The labels beside the samples of an .npz, where it has some.
+
+    Raises:
+        InputError: they are no class numbers, one for each sample.
+    """
     path = Path(source).expanduser()
     if path.suffix != ".npz" or not path.is_file():
         return None
     beside = {"x": "y", "x_test": "y_test", "x_train": "y_train"}
-    with np.load(path, allow_pickle=False) as arrays:
+    with reading(path, "arrays of numbers", _THEN), np.load(path, allow_pickle=False) as arrays:
         name = beside.get(_key(path, key, arrays.files), "")
-        return np.asarray(arrays[name]) if name in arrays.files else None
+        if name not in arrays.files:
+            return None
+        labels = np.asarray(arrays[name])
+    if labels.ndim != 1 or labels.dtype.kind not in "biu":
+        raise InputError(
+            f"{path}: {name}: expected one class number for each sample, int[samples]; got "
+            f"{labels.dtype}{list(labels.shape)}. Leave it out, or name the samples otherwise and "
+            "set key=NAME."
+        )
+    return labels
 
 
 def _array(path: Path, key: str | None) -> Array:
-    with reading(path, "an array of numbers"):
+    with reading(path, "an array of numbers", _THEN):
         if path.suffix == ".npy":
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays[_key(path, key, arrays.files)])
+            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                array = np.asarray(arrays[_key(path, key, arrays.files)])
+    if not array.ndim or array.dtype.kind not in "biuf":
+        raise InputError(
+            f"{path}: expected numbers, with samples along the first axis; got "
+            f"{array.dtype}{list(array.shape)}"
+        )
+    return array
 
 
 def _key(path: Path, key: str | None, present: list[str]) -> str:
@@ -79,30 +101,44 @@ def _key(path: Path, key: str | None, present: list[str]) -> str:
 
 
 def _of_file(path: Path, signature: Signature) -> Iterator[Named]:
-    with reading(path, "lines of text"), path.open(encoding="utf-8") as file:
-        yield from _of_lines(file, str(path), signature)
+    # -sig: tables that Excel writes begin with a mark of their encoding.
+    with reading(path, "lines of text", _THEN), path.open(encoding="utf-8-sig") as file:
+        yield from _of_lines(file, str(path), signature, json_texts=path.suffix in _JSON)
 
 
-def _of_lines(stream: IO[str] | Iterable[str], who: str, signature: Signature) -> Iterator[Named]:
+def _of_lines(
+    stream: IO[str] | Iterable[str], who: str, signature: Signature, *, json_texts: bool
+) -> Iterator[Named]:
+    """A sample for each line; with `json_texts` a text is written as JSON, not as it is."""
     number = 0
     for place, line in enumerate(stream, start=1):
         text = line.rstrip("\r\n")
         if text.strip():
-            yield str(number), _of_line(text, f"{who}, line {place}", signature)
+            yield str(number), _of_line(text, f"{who}, line {place}", signature, json_texts)
             number += 1
 
 
-def _of_line(text: str, who: str, signature: Signature) -> Any:
+def _of_line(text: str, who: str, signature: Signature, json_texts: bool) -> Any:
     if signature.text and signature.tokenizer is not None:
-        return text
+        return _json_text(text, who) if json_texts else text
     try:
         if text.lstrip().startswith("["):
             return json.loads(text)
         return [float(word) for word in text.split(",")]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{who}: expected a JSON array, or numbers with commas between them; got {text[:40]!r}"
         ) from error
+
+
+def _json_text(line: str, who: str) -> str:
+    try:
+        text = json.loads(line)
+    except (ValueError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise InputError(f'{who}: expected a text as JSON, as in "To be"; got {line[:40]!r}')
+    return text
 
 
 def _of_folder(folder: Path, signature: Signature) -> Iterator[Named]:
@@ -114,7 +150,7 @@ def _of_folder(folder: Path, signature: Signature) -> Iterator[Named]:
 
 def _of_sample(path: Path, signature: Signature) -> Any:
     if signature.text and path.suffix == ".txt":
-        with reading(path, "a text in UTF-8"):
+        with reading(path, "a text in UTF-8", _THEN):
             return path.read_bytes().decode()
     if path.suffix == ".npy":
         return _array(path, None)
@@ -137,7 +173,8 @@ def _image(path: Path, signature: Signature) -> Array:
     colours = {2: "L", 3: {1: "L", 3: "RGB"}.get(shape[0])}.get(len(shape))
     if colours is None:
         raise InputError(f"{path}: expected what becomes {list(shape)}; got an image")
-    with reading(path, "an image"), Image.open(path) as image:
+    with reading(path, "an image", _THEN), Image.open(path) as image:
+        _refuse_deep_or_transparent(path, image)
         pixels = np.asarray(image.convert(colours), dtype=np.float32)
     pixels = np.moveaxis(pixels, -1, 0) if colours == "RGB" else pixels
     if pixels.shape[-2:] != shape[-2:]:
@@ -147,3 +184,16 @@ def _image(path: Path, signature: Signature) -> Array:
         )
     low, high = signature.low, signature.high
     return np.asarray((low + pixels / 255 * (high - low)).reshape(shape))
+
+
+def _refuse_deep_or_transparent(path: Path, image: Any) -> None:
+    """What pillow would clip to 8 bits, or make black, without a word."""
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{path}: expected 8 bits a pixel and colour; got the mode {image.mode}. Convert it."
+        )
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise InputError(
+            f"{path}: expected an image without transparent pixels; got some. Flatten it onto a "
+            "background."
+        )

@@ -42,10 +42,20 @@ def predict(config: PredictConfig) -> int:
     )
     labels = None if signature.text else labels_in(config.input, config.key)
     with _output(config.out) as file, torch.inference_mode():
-        right = _write(file, lines, config, labels)
+        right = _write(file, _one_or_more(lines, config), config, labels)
     if labels is not None and len(labels):
         print(f"accuracy {right / len(labels):.6g} of {len(labels):,} samples", file=sys.stderr)
     return 0
+
+
+def _one_or_more(
+    lines: Iterator[dict[str, Any]], config: PredictConfig
+) -> Iterator[dict[str, Any]]:
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"input={config.input}: expected one sample or more; got none")
+    yield first
+    yield from lines
 
 
 def _arrays(
@@ -69,12 +79,9 @@ def _lines(
     names: list[str], logits_BC: torch.Tensor, config: PredictConfig
 ) -> Iterator[dict[str, Any]]:
     classes, values = likeliest(logits_BC, config.top)
-    every = logits_BC.float().softmax(-1).tolist() if config.probabilities else None
     for i, name in enumerate(names):
-        line: dict[str, Any] = {"sample": name, **_top("label", classes[i], values[i])}
-        if every is not None:
-            line |= {f"p{c}": value for c, value in enumerate(every[i])}
-        yield line
+        top = _top("label", classes[i], values[i])
+        yield {"sample": name, **top, **_every(logits_BC[i], config)}
 
 
 def _texts(
@@ -94,6 +101,7 @@ def _texts(
             "tokens": reading.tokens,
             "bits_per_byte": reading.bits_per_byte,
             **_top("next", follows, values[0]),
+            **_every(reading.logits, config),
         }
 
 
@@ -103,6 +111,12 @@ def _top(key: str, answers: list[Any], values: list[float]) -> dict[str, Any]:
         end = "" if place == 1 else f"_{place}"
         line |= {f"{key}{end}": answer, f"probability{end}": value}
     return line
+
+
+def _every(logits_C: torch.Tensor, config: PredictConfig) -> dict[str, float]:
+    if not config.probabilities:
+        return {}
+    return {f"p{c}": value for c, value in enumerate(logits_C.float().softmax(-1).tolist())}
 
 
 def _who(name: str) -> str:
@@ -141,12 +155,23 @@ def _output(out: str | None) -> Iterator[IO[str]]:
         sys.stdout.flush()
         return
     path = Path(out)
+    if path.is_dir() or not path.name:
+        raise InputError(f"out={out}: expected the name of a file; got a folder")
+    # A file in the place of a device or a pipe would be another thing.
+    special = path.exists() and not path.is_file()
+    try:
+        with path.open("w", newline="") if special else _appearing(path) as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="") as file:
             yield file
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"out={out}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from mach.checkpoint.catalog import (
 from mach.checkpoint.state import dcp
 from mach.config import Config
 from mach.configfile import fingerprint
-from mach.data.tokenizers import Tokenizer
+from mach.data.preprocessing import Preprocessing
 from mach.errors import SaveError
 from mach.runfolder import CHECKPOINTS, write_atomically
 
@@ -98,7 +98,7 @@ def complete(
     files: dict[str, str],
     config: Config,
     store: dist.Store,
-    tokenizer: Tokenizer | None = None,
+    preprocessing: Preprocessing | None = None,
     start: int = 0,
 ) -> None:
     """Tell that component k has saved; the last one in writes the manifest and prunes.
@@ -114,7 +114,7 @@ def complete(
     every: dict[str, str] = {}
     for other in range(config.components):
         every |= json.loads(store.get(f"{here}/{other}"))
-    write_manifest(run_dir, step, every, config, tokenizer)
+    write_manifest(run_dir, step, every, config, preprocessing)
 
 
 def save_together(
@@ -124,14 +124,14 @@ def save_together(
     tensors: Mapping[str, Tensor],
     config: Config,
     store: dist.Store,
-    tokenizer: Tokenizer | None = None,
+    preprocessing: Preprocessing | None = None,
     start: int = 0,
 ) -> bool:
     """Write component k's part of a checkpoint of all. What cannot be written is told: training
     goes on. Returns whether it is written."""
     try:
         files = save(run_dir, step, k, tensors)
-        complete(run_dir, step, k, files, config, store, tokenizer, start)
+        complete(run_dir, step, k, files, config, store, preprocessing, start)
     except SaveError as error:
         print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
         return False
@@ -143,14 +143,14 @@ def write_manifest(
     step: int,
     files: dict[str, str],
     config: Config,
-    tokenizer: Tokenizer | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Make a checkpoint of what all components have written, and drop those over `keep`.
 
     Raises:
         SaveError: there is no room for the manifest.
     """
-    manifest = _manifest(step, files, config, tokenizer)
+    manifest = _manifest(step, files, config, preprocessing)
     path = step_dir(run_dir, step) / MANIFEST
     try:
         write_atomically(path, json.dumps(manifest, indent=1))
@@ -166,13 +166,13 @@ def seal(
     files: dict[str, str],
     config: Config,
     life: int,
-    tokenizer: Tokenizer | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Make a checkpoint of what component k has written alone, and drop its own over `keep`.
 
     At the last step the component that finds all others' there makes them one.
     """
-    manifest = {**_manifest(step, files, config, tokenizer), "life": life}
+    manifest = {**_manifest(step, files, config, preprocessing), "life": life}
     write_atomically(step_dir(run_dir, step) / own_manifest(k), json.dumps(manifest, indent=1))
     for old in saved_alone(run_dir, k)[: -config.checkpoint.keep]:
         (old.path / own_manifest(k)).unlink(
@@ -184,7 +184,7 @@ def seal(
     last = [step_dir(run_dir, step) / own_manifest(other) for other in range(config.components)]
     if step == config.steps and all(path.exists() for path in last):
         every = {n: d for path in last for n, d in read_manifest(path)["files"].items()}
-        write_manifest(run_dir, step, every, config, tokenizer)
+        write_manifest(run_dir, step, every, config, preprocessing)
 
 
 def unsaved(step: int) -> SaveError:
@@ -197,7 +197,7 @@ def unsaved(step: int) -> SaveError:
 
 
 def _manifest(
-    step: int, files: dict[str, str], config: Config, tokenizer: Tokenizer | None
+    step: int, files: dict[str, str], config: Config, preprocessing: Preprocessing | None
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -205,7 +205,7 @@ def _manifest(
         "components": config.components,
         "config": fingerprint(config),
         "torch": torch.__version__,
-        "tokenizer": None if tokenizer is None else tokenizer.describe(),
+        **({} if preprocessing is None else preprocessing.describe()),
         "files": files,
     }
 

@@ -70,7 +70,8 @@ def consolidate(
             scores["before"] = run.score(window, reported)
         say(f"{learner.title}, taught by {teacher_name.title}")
         course = _learn(run, window, teacher, batches, config, say)
-        _refuse_worse(course, learner)
+        if learner == name:  # an assistant that stays as it was may teach all the same
+            _refuse_worse(course, learner)
         stages.append(_stage(learner, teacher_name, course))
         teacher, teacher_name = window, learner
     scores["metrics"] = run.score(teacher, reported)

@@ -16,6 +16,7 @@ from mach.config import SequenceConfig, one_of
 from mach.data.augment import Augmentation
 from mach.data.files import CHUNK_BYTES, Array
 from mach.data.order import subset
+from mach.data.preprocessing import Preprocessing
 from mach.data.splits import Split, spared
 from mach.data.tokenizers import ByteTokenizer, Tokenizer
 from mach.errors import ConfigError, DataError
@@ -85,6 +86,11 @@ class Dataset:
             return Split(self.x_train, self.y_train, kept, self.validation, self.task)
         task = replace(self.task, bytes_per_target=self._bytes_per_token(self.x_validation))
         return Split(self.x_validation, None, None, self.validation, task)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What becomes of its samples before a network sees them."""
+        return Preprocessing(self.mean, self.std, self.tokenizer)
 
     @property
     def places(self) -> int:

@@ -6,10 +6,7 @@ Everything that numpy, zipfile, gzip or the system may say about a bad file is t
 
 from __future__ import annotations
 
-import lzma
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,43 +15,34 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.errors import DataError
+from mach.errors import DataError, MachError
 
 Array = NDArray[Any]
 
 CHUNK_BYTES = 1 << 22
 """Read at a time wherever a whole file or array is gone through: bounds memory, not time."""
 
-# RuntimeError: an encrypted zip member. NotImplementedError: an unknown compression.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
+_OF_DATA = (
+    "Check data.path; make or download the file again, or delete it if mach put it in its cache."
 )
 
 
 @contextmanager
-def reading(who: object, expected: str) -> Iterator[None]:
+def reading(who: object, expected: str, then: str = _OF_DATA) -> Iterator[None]:
     """Turn what a library says about a bad file into one sentence that names it.
 
     Args:
         who: the file, or the array in it.
         expected: what it was taken for, as in "an .npz file".
+        then: what the user can do.
     """
     try:
         yield
-    except _UNREADABLE as error:
+    except MachError:
+        raise
+    except Exception as error:  # numpy's parser of headers alone has six kinds for hostile bytes
         said = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
-        raise DataError(
-            f"{who}: expected {expected}; it cannot be read: {said}. "
-            "Check data.path; make or download the file again, or delete it if mach put it in its "
-            "cache."
-        ) from error
+        raise DataError(f"{who}: expected {expected}; it cannot be read: {said}. {then}") from error
 
 
 def existing_file(path: Path, expected: str) -> Path:

@@ -25,7 +25,7 @@ class Agreement:
 
     samples: int
     max_difference: float
-    """Of any logit."""
+    """Of any logit; nan if one of either is."""
     max_logit: float
     """Largest absolute logit of the original."""
     same_answer: float
@@ -49,19 +49,20 @@ def agreement(run: Run, original: nn.Module, exported: Predict, samples: int) ->
         samples: as many, or all if there are fewer.
     """
     standardised, raw = _batches(run, raw=False), _batches(run, raw=True)
-    difference = largest = 0.0
+    difference = largest = torch.zeros(())
     same = rows = seen = 0
     with torch.inference_mode():
         for batch in range(raw.evaluation_batches(samples)):
             x, _ = standardised.evaluation(batch, samples)
             expected_NC = original(x)
             found_NC = exported(raw.evaluation(batch, samples)[0])
-            difference = max(difference, _largest(expected_NC - found_NC))
-            largest = max(largest, _largest(expected_NC))
+            # Not Python's max, to which nothing is larger than a number, nan neither.
+            difference = torch.maximum(difference, (expected_NC - found_NC).abs().max())
+            largest = torch.maximum(largest, expected_NC.abs().max())
             same += int((expected_NC.argmax(-1) == found_NC.argmax(-1)).sum())
             rows += len(expected_NC)
             seen += len(x)
-    return Agreement(seen, difference, largest, same / rows)
+    return Agreement(seen, float(difference), float(largest), same / rows)
 
 
 def metrics(run: Run, exported: Predict) -> dict[str, float]:
@@ -72,8 +73,3 @@ def metrics(run: Run, exported: Predict) -> dict[str, float]:
 def _batches(run: Run, raw: bool) -> Batches:
     dataset = replace(run.dataset, mean=0.0, std=1.0) if raw else run.dataset
     return Batches(dataset, run.config.seed, _BATCH, torch.device("cpu"))
-
-
-def _largest(values: Tensor) -> float:
-    """nan if one is."""
-    return float(values.abs().max())

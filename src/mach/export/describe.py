@@ -65,7 +65,9 @@ def describe(module: nn.Module, made: Mapping[nn.Module, Made]) -> dict[str, Any
     kind = type(module)
     name = f"nn.{kind.__name__}" if getattr(nn, kind.__name__, None) is kind else kind.__name__
     if type(module) in _CONTAINERS:
-        children = {child: describe(one, made) for child, one in module.named_children()}
+        # Not named_children, which gives one that is there twice but once.
+        own = ((child, one) for child, one in module._modules.items() if one is not None)
+        children = {child: describe(one, made) for child, one in own}
         return {"class": name, "children": children}
     if not name.startswith("nn.") and not kind.__module__.startswith("mach."):
         raise ConfigError(

@@ -7,6 +7,7 @@ passed its check.
 from __future__ import annotations
 
 import json
+import math
 import runpy
 from collections import OrderedDict
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from mach.export.folder import (
     FORMAT,
     SOURCE,
     digest_of,
+    signed,
     writing,
 )
 from mach.export.plain import Standardise, load_folder
@@ -93,7 +95,7 @@ def export(config: ExportConfig) -> Path:
         )
         (folder / CARD).write_text(text)
         # Last: what has no description is no exported model.
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        (folder / DESCRIPTION).write_text(json.dumps(signed(description), indent=1))
     return out
 
 
@@ -150,12 +152,23 @@ def _read(folder: Path, kind: str) -> nn.Module:
         return formats.read_program(folder / FILES[kind])
     if kind == "onnx":
         return formats.OnnxModel(folder / FILES[kind])
-    # As somebody without mach does it.
-    model: nn.Module = runpy.run_path(str(folder / SOURCE))["load"]()
+    try:  # as somebody without mach does it
+        model: nn.Module = runpy.run_path(str(folder / SOURCE))["load"]()
+    except ValueError as error:
+        raise ExportError(
+            f"format={kind}: expected to read again what was written; {error}. Nothing was "
+            "written. Set format=torch or format=onnx."
+        ) from error
     return model
 
 
 def _refuse_disagreement(config: ExportConfig, found: Agreement) -> None:
+    if not math.isfinite(found.max_difference):
+        raise ExportError(
+            f"format={config.format}: expected finite logits on {found.samples:,} test samples, of "
+            "the run's own model and of what was written; got others. Nothing was written. Look "
+            "for the step at which the run diverged, or choose another format."
+        )
     if config.quantize or found.relative <= config.tolerance:
         return
     raise ExportError(

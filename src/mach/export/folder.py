@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from mach.runfolder import appearing
 from mach.signature import Signature
 
 DESCRIPTION, CARD, SOURCE = "model.json", "README.md", "model.py"
-FORMAT = 1
+FORMAT = 2
+_DIGEST = "sha256"
 FILES = {"safetensors": WEIGHTS, "torch": PROGRAM, "onnx": ONNX}
 
 
@@ -73,6 +75,13 @@ class Exported:
             )
 
 
+def signed(description: dict[str, Any]) -> dict[str, Any]:
+    """A description with a digest of all else that is in it."""
+    rest = {key: value for key, value in description.items() if key != _DIGEST}
+    text = json.dumps(rest, sort_keys=True)
+    return {**rest, _DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
 def open_exported(folder: Path) -> Exported:
     """Read the description in a folder.
 
@@ -86,10 +95,10 @@ def open_exported(folder: Path) -> Exported:
             raise ValueError(f"format {description['format']}: of another version of mach")
         if description["kind"] not in FILES:
             raise ValueError(f"kind {description['kind']!r}")
-        for key in ("title", "first", "last", "files"):
-            description[key]
+        if description[_DIGEST] != signed(description)[_DIGEST]:
+            raise ValueError("one that was changed: its own digest is another")
         signature = Signature.from_json(description["signature"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{path}: expected the description of an exported model; got {said}. Export it again."

@@ -127,9 +127,12 @@ class OnnxModel(nn.Module):
                 f"{_one_line(error)}. Export it again, or install the onnxruntime it needs."
             ) from error
 
+        taken = self._session.get_inputs()[0].type
+        self._dtype = torch.int64 if taken == "tensor(int64)" else torch.float32
+
     def forward(self, x: Tensor) -> Tensor:
-        """From samples [B, ..] to logits [N, C]."""
-        (logits_NC,) = self._session.run(None, {"x": x.numpy()})
+        """From samples [B, ..] of any number type to logits [N, C]."""
+        (logits_NC,) = self._session.run(None, {"x": x.detach().to(self._dtype).numpy()})
         return torch.from_numpy(logits_NC)
 
 

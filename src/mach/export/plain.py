@@ -51,8 +51,10 @@ def load_folder(folder: Path, classes: Mapping[str, Any]) -> nn.Module:
         description = json.loads(path.read_text())
         with torch.random.fork_rng(devices=[]):
             module = build(description["module"], classes)
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"{module!r:.40}, which is no module")
             share(module, description["shared"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a constructor may say anything of arguments it was not made for
         said = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: expected the description of a model; got {said}") from error
     _load_weights(module, folder / "model.safetensors", description["shared"])
@@ -78,10 +80,11 @@ def build(node: Any, classes: Mapping[str, Any]) -> Any:
 
 
 def share(module: nn.Module, shared: Mapping[str, str]) -> None:
-    """Let parameters be the same one: each name with the name it is stored under."""
+    """Let parameters and buffers be the same one: each name with the name it is stored under."""
     for name, first in shared.items():
         owner, _, own = name.rpartition(".")
-        setattr(module.get_submodule(owner), own, module.get_parameter(first))
+        other, _, its = first.rpartition(".")
+        setattr(module.get_submodule(owner), own, getattr(module.get_submodule(other), its))
 
 
 def _class(name: str, classes: Mapping[str, Any]) -> type[nn.Module]:

@@ -44,7 +44,8 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
 
     def save(k: int, step: int) -> None:
         tensors = checkpoint.tensors_of(oracle.trainers[k].worker.component, oracle.optimizers[k])
-        if checkpoint.save_together(run_dir, step, k, tensors, config, saved, dataset.tokenizer):
+        how = dataset.preprocessing
+        if checkpoint.save_together(run_dir, step, k, tensors, config, saved, how):
             reporters[k].saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
         elif step == config.steps:
             unsaved.append(k)

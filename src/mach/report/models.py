@@ -23,6 +23,7 @@ def show_models(
     on_frontier: Sequence[bool],
     chosen: Candidate | None,
     cost: str,
+    split: str,
     console: Console,
 ) -> None:
     """Print what each model is worth and, where that was measured, how fast it is; at most 80
@@ -32,10 +33,11 @@ def show_models(
         on_frontier: whether each is on the Pareto frontier.
         chosen: the one that meets the wishes; None: there were none.
         cost: what the frontier weighs quality against.
+        split: of the data, on which quality was measured.
     """
     rows = list(zip(found, on_frontier, strict=True))
     names = [METRICS[found[0].metric], "params", "flops", "on disk"]
-    table = _table("Models", names)
+    table = _table(f"Models, on the {split} split", names)
     table.caption = f"* on the Pareto frontier: no other is as good and costs less ({cost})"
     for previous, (candidate, best) in zip([None, *found], rows, strict=False):
         cells = [
@@ -79,7 +81,10 @@ def _add(
 
 
 def as_json(
-    found: Sequence[Candidate], on_frontier: Sequence[bool], chosen: Candidate | None
+    found: Sequence[Candidate],
+    on_frontier: Sequence[bool],
+    chosen: Candidate | None,
+    split: str,
 ) -> dict[str, Any]:
     """The same for programs."""
 
@@ -89,7 +94,8 @@ def as_json(
         return {**values, "latencies": its, "frontier": best, "chosen": candidate is chosen}
 
     rows = [row(c, best) for c, best in zip(found, on_frontier, strict=True)]
-    return {"models": rows, "chosen": None if chosen is None else str(chosen.name)}
+    own = None if chosen is None else str(chosen.name)
+    return {"split": split, "models": rows, "chosen": own}
 
 
 def _kind(candidate: Candidate) -> str:
@@ -116,10 +122,11 @@ def tell(config: ModelsConfig) -> int:
         raise CheckpointError(f"run={config.run}: expected a model that can be read; got none.")
     on_frontier = frontier(found, config.cost)
     chosen = choose(found, config) if wishes(config) else None
+    split = run.config.eval.split
     if config.format == "json":
-        print(json.dumps(as_json(found, on_frontier, chosen), indent=1))
+        print(json.dumps(as_json(found, on_frontier, chosen, split), indent=1))
         return 0
-    show_models(found, on_frontier, chosen, config.cost, Console())
+    show_models(found, on_frontier, chosen, config.cost, split, Console())
     if chosen is not None:
         print(f"Chosen: {chosen.name.title}. mach export {config.run} window={chosen.name}")
     return 0

@@ -223,7 +223,7 @@ class _Life:
         """On the saver's thread."""
         seat, k = self._seat, self._seat.rank.index
         files = checkpoint.save(seat.run_dir, step, k, tensors)
-        checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.tokenizer)
+        checkpoint.seal(seat.run_dir, step, k, files, seat.config, self._life, seat.preprocessing)
         self._reporter.saved(Artifact("checkpoint", step, checkpoint.part(seat.run_dir, step, k)))
 
     def _save(self, step: int) -> None:

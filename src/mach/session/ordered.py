@@ -83,7 +83,7 @@ class Hooks:
             tensors,
             seat.config,
             rank.store,
-            seat.tokenizer,
+            seat.preprocessing,
             rank.restarts,
         )
         self.unsaved = not is_saved

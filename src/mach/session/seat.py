@@ -13,7 +13,8 @@ from mach.checkpoint import Checkpoint, load
 from mach.component import Component
 from mach.config import Config
 from mach.data import Batches, open_dataset
-from mach.data.tokenizers import Tokenizer, refuse_other
+from mach.data.preprocessing import Preprocessing
+from mach.data.tokenizers import refuse_other
 from mach.launcher.preflight import resume_point
 from mach.metrics import Task
 from mach.optim import Optimizer
@@ -32,8 +33,8 @@ class Seat:
     task: Task
     assembly: Assembly
     batches: Batches
-    tokenizer: Tokenizer | None
-    """What made the data's tokens; every checkpoint describes it."""
+    preprocessing: Preprocessing
+    """Of the data; every checkpoint describes it."""
     component: Component
     optimizers: Mapping[str, Optimizer]
     start: Checkpoint | None
@@ -81,7 +82,7 @@ def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
         task=batches.task,
         assembly=assembly,
         batches=batches,
-        tokenizer=dataset.tokenizer,
+        preprocessing=dataset.preprocessing,
         component=component,
         optimizers=optimizers,
         start=start,
