@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clouds import clouds, make
+from mach.errors import DivergedError
 from mach.trainer import Oracle
 from runs import LONG, SMALL, checkpoint_steps, digests, stored_tensors
 from spawn import TORCHRUN, TRAIN, Done, assert_none_left, run
@@ -276,7 +277,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_checkpoint(
     assert "Traceback" not in done.stderr, done
     assert re.match(r"mach: component \d of 2: expected a finite loss, got", done.stderr), done
     assert "Lower optim.lr" in done.stderr, done
-    assert "resume=run out=.." in done.stderr, done
+    assert "Go on from a checkpoint: resume=run/checkpoints/step-.. out=.." in done.stderr, done
     assert done.stderr.count("\n") == 1, done
     good = checkpoint_steps(tmp_path / "run")
     assert good, done
@@ -284,6 +285,21 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_checkpoint(
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert not (tmp_path / "run" / "result.json").exists()
     assert_none_left(tmp_path)
+
+
+def test_what_may_have_led_to_it_is_not_the_only_checkpoint_that_is_left(tmp_path):
+    explode = ["optim=sgd", "optim.lr=1e6", "optim.clip=0", "optim.warmup=0"]
+    saved = ["checkpoint.every=1", "checkpoint.keep=1", "launch=inprocess", "steps=30", "out=run"]
+    done = run([*TRAIN, *SMALL, *explode, *saved], tmp_path)
+    assert done.code == 1, done
+    assert "the last of which may have what led to it" in done.stderr, done
+    assert len(checkpoint_steps(tmp_path / "run")) == 2
+
+
+def test_a_last_step_that_spoils_the_top_exit_ends_in_no_result():
+    explode = {"name": "sgd", "lr": 1e38, "clip": 0.0, "warmup": 0.0}
+    with pytest.raises(DivergedError, match=r"in the evaluation after step 1\."):
+        Oracle(make(2, steps=1, optim=explode), clouds()).run()
 
 
 def test_a_student_that_diverged_leaves_the_chain_and_a_result_that_is_json():

@@ -248,6 +248,17 @@ def test_inference_uses_the_running_statistics_and_leaves_all_as_it_was():
     assert not norm.training
 
 
+def test_at_inference_attention_drops_nothing_either():
+    torch.manual_seed(0)
+    head = nn.TransformerEncoderLayer(D, 1, 2 * D, dropout=0.5, batch_first=True)
+    component, x = Component(nn.Linear(D, D), head, Keep()), torch.randn(B, 3, D)
+    assert all(part.training for part in head.modules())
+    found = component.predict(x)
+    assert all(part.training for part in head.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(found, head.eval()(x))
+
+
 def test_nested_or_ended_by_an_error_the_counting_goes_on_afterwards():
     body = normed()
     own, modes = statistics(body), Modes(body)

@@ -622,6 +622,11 @@ BAD_FILES: dict[str, tuple[Callable[[Path], DataConfig], str, str]] = {
 }
 
 BAD_VALUES: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "lost in float32": (
+        {"x_train": np.random.default_rng(0).normal(size=(50, 3)) + 1.7e9},
+        "x_train: expected features that float32, in which networks compute, can tell apart; got "
+        "float64 with a mean of 1.7e+09 and a standard deviation of ",
+    ),
     "nan": (
         {"x_train": np.where(np.arange(150).reshape(50, 3) < 101, 1.0, np.nan)},
         "x_train: expected finite numbers within float32; got nan at sample 33, position [2]",
@@ -684,9 +689,9 @@ def test_a_bad_value_is_refused_with_its_place(tmp_path: Path, case: str) -> Non
     content = arrays() | change
     if content["x_test"].shape[1:] != content["x_train"].shape[1:]:
         content["x_test"] = content["x_train"][:23]
-    dataset = open_dataset(write_npz(tmp_path, content))
+    config = write_npz(tmp_path, content)
     with pytest.raises(DataError) as caught:
-        check(dataset)
+        check(open_dataset(config))
     assert f"{tmp_path / 'data.npz'}: {problem}" in str(caught.value)
 
 

@@ -75,7 +75,7 @@ def chain(
             task=dataset.task,
             assembly=assembly,
             batches=batches,
-            tokenizer=dataset.tokenizer,
+            preprocessing=dataset.preprocessing,
             component=component,
             optimizers=optimizers,
             start=start,
@@ -208,6 +208,13 @@ def test_keep_counts_complete_checkpoints(tmp_path):
         assert checkpoint_steps(tmp_path / str(keep)) == kept
 
 
+def test_while_it_trains_the_checkpoint_before_the_last_stays(tmp_path):
+    config = make(2, steps=10, checkpoint={"every": 2, "keep": 1}, report={"wandb": "off"})
+    with pytest.raises(DiedError):
+        chain(config, clouds(), tmp_path, dies_after=8)
+    assert checkpoint_steps(tmp_path) == [6, 8]
+
+
 def test_a_checkpoint_without_a_manifest_is_none(tmp_path):
     config = make(2, checkpoint={"every": 2}, report={"wandb": "off"})
     with pytest.raises(DiedError):
@@ -243,7 +250,7 @@ def test_what_a_start_that_ended_had_saved_completes_no_checkpoint_of_the_next(t
     save(10, 1, 1)
     assert checkpoint_steps(tmp_path) == [5]
     save(10, 2, 1)
-    assert checkpoint_steps(tmp_path) == [10]
+    assert checkpoint_steps(tmp_path) == [5, 10]
     found = checkpoint.latest(tmp_path)
     assert found is not None
     checkpoint.verify(found)

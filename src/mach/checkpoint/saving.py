@@ -156,7 +156,9 @@ def write_manifest(
         write_atomically(path, json.dumps(manifest, indent=1))
     except OSError as error:
         raise _failed(path, step, error) from error
-    _prune(run_dir, config.checkpoint.keep)
+    # While it trains the one before stays in any case: steps after it have shown that it is good.
+    keep = config.checkpoint.keep
+    _prune(run_dir, keep if step == config.steps else max(2, keep))
 
 
 def seal(

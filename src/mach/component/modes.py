@@ -3,7 +3,8 @@
 A batch norm counts every batch it normalises in training, but a component runs a microbatch
 through its body more than once: again before its backward (replay), inside it (checkpointing),
 and with the student's guess in place of the child's activation. It must count each microbatch once.
-And at inference it uses what it has counted, as dropout drops nothing.
+And at inference it uses what it has counted, as dropout drops nothing: nor does anything else
+that asks whether it trains, like the attention of torch's own transformer layers.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 
 class Modes:
-    """Switches of a component's modules; free of cost where there is nothing to switch."""
+    """Switches of a component's modules."""
 
     def __init__(self, *modules: nn.Module) -> None:
-        parts = [part for module in modules for part in module.modules()]
-        self._modal = [p for p in parts if isinstance(p, (_NormBase, _DropoutNd))]
+        self._parts = [part for module in modules for part in module.modules()]
         self._counting: list[tuple[_NormBase, dict[str, Tensor]]] = [
             (part, {name: b.clone() for name, b in part.named_buffers(recurse=False)})
-            for part in parts
+            for part in self._parts
             if isinstance(part, _NormBase) and part.track_running_stats
         ]
 
@@ -37,9 +36,17 @@ class Modes:
         """
         return self._without_counting() if self._counting else nullcontext()
 
-    def inference(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def inference(self) -> Iterator[None]:
         """Normalise with the running statistics, drop nothing."""
-        return self._inference() if self._modal else nullcontext()
+        training = [part for part in self._parts if part.training]
+        for part in training:
+            part.training = False
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
 
     @contextmanager
     def _without_counting(self) -> Iterator[None]:
@@ -53,14 +60,3 @@ class Modes:
         finally:
             for norm, own in found:
                 norm._buffers.update(own)
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        found = [part.training for part in self._modal]
-        for part in self._modal:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part, training in zip(self._modal, found, strict=True):
-                part.training = training

@@ -169,7 +169,7 @@ class CheckpointConfig:
     """Optimizer steps between two checkpoints; 0 saves at the end only. None: 20 times a run under
     free, where a component that died goes on from its own last one; otherwise at the end only."""
     keep: int = 2
-    """How many of the last complete checkpoints stay."""
+    """How many of the last complete checkpoints stay; two or more while it trains."""
 
     def __post_init__(self) -> None:
         if self.every is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,6 +190,14 @@ def labelled(description: str, arrays: Mapping[str, Array], classes: int | None)
                 f"Number the classes from 0, or set data.classes={classes} if that many are meant."
             )
     mean, std = _statistics(x_train)
+    if _is_constant(x_train.dtype, mean, std):
+        std = 1.0
+    elif _is_lost(x_train.dtype, mean, std):
+        raise DataError(
+            f"{description}: x_train: expected features that float32, in which networks compute, "
+            f"can tell apart; got {x_train.dtype} with a mean of {mean:.6g} and a standard "
+            f"deviation of {std:.3g}. Subtract the mean before you save it."
+        )
     return Dataset(
         x_train=x_train,
         y_train=arrays["y_train"],
@@ -287,7 +296,20 @@ def _statistics(x: Array) -> tuple[float, float]:
         mean = sum(float(x[chunk].sum(dtype=np.float64)) for chunk in chunks) / count
         squares = (np.square(x[chunk].astype(np.float64) - mean) for chunk in chunks)
         std = math.sqrt(sum(float(square.sum()) for square in squares) / count)
-    # Constant data, give or take the rounding of float32.
-    if std <= max(1e-7 * abs(mean), float(np.finfo(np.float32).tiny)):
-        std = 1.0
     return mean, std
+
+
+def _is_constant(dtype: np.dtype[Any], mean: float, std: float) -> bool:
+    """Give or take the rounding of its type."""
+    rounding = 1e-12 if _is_wide(dtype) else 1e-7
+    return std <= max(rounding * abs(mean), float(np.finfo(np.float32).tiny))
+
+
+def _is_lost(dtype: np.dtype[Any], mean: float, std: float) -> bool:
+    """Whether float32 has less than some hundred steps in a standard deviation."""
+    return _is_wide(dtype) and std < 1e-5 * abs(mean)
+
+
+def _is_wide(dtype: np.dtype[Any]) -> bool:
+    """It holds numbers that float32 rounds."""
+    return dtype.kind in "iuf" and not np.can_cast(dtype, np.float32)

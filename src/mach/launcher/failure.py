@@ -58,9 +58,11 @@ def fall_of(component: int, failure: ProcessFailure) -> Fall:
 def run_failed(component: int, fall: Fall, run_dir: Path, config: Config) -> RankFailedError:
     """The error that ends the run because this component fell."""
     done = f"Logs: {run_dir / runfolder.LOGS}."
-    if runfolder.has_checkpoint(run_dir):  # a loss that diverged would do so again
-        how = f"resume={run_dir} out=.." if fall.diverged else f"out={run_dir} resume=auto"
-        done += f" Go on from the last checkpoint: {how}"
+    if runfolder.has_checkpoint(run_dir):
+        how = f"the last checkpoint: out={run_dir} resume=auto"
+        if fall.diverged:  # it would do so again, unless something is changed
+            how = f"a checkpoint: resume={run_dir}/{runfolder.CHECKPOINTS}/step-.. out=.."
+        done += f" Go on from {how}"
     error = RankFailedError(f"component {component} of {config.components}: {fall.reason}. {done}")
     error.exit_code = REFUSED if fall.code == REFUSED else 1
     return error

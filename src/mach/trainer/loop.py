@@ -171,3 +171,4 @@ class Trainer:
             prefix = own if origin > 0 else ""
             values |= {f"eval_{prefix}{key}": value for key, value in scores.items()}
         self._hooks.logged({"step": self._step, **values})
+        self.worker.check_scores(self._scores, self._step)

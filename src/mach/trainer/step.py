@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -96,12 +99,20 @@ class Worker:
         computed on any device, so training never waits for this.
         """
         norm = self.component.gradient_norm.item()
-        if norm != norm or norm == float("inf"):
-            raise DivergedError(
-                f"component {self.index}: expected a finite loss, got a gradient of norm {norm} at "
-                f"step {step}. The last good checkpoint is kept. Lower optim.lr and optim.muon_lr, "
-                "or raise optim.warmup."
-            )
+        if not isfinite(norm):
+            raise self._diverged(f"a gradient of norm {norm} at step {step}")
+
+    def check_scores(self, scores: Mapping[int, Mapping[str, float]], step: int) -> None:
+        """Stop a run whose top exit is worth nothing, which no step may be left to find out."""
+        if self.channels.to_parent is None and 0 in scores and not isfinite(scores[0]["loss"]):
+            raise self._diverged(f"{scores[0]['loss']} in the evaluation after step {step}")
+
+    def _diverged(self, got: str) -> DivergedError:
+        return DivergedError(
+            f"component {self.index}: expected a finite loss, got {got}. Checkpoints are kept, "
+            "the last of which may have what led to it. Lower optim.lr and optim.muon_lr, or raise "
+            "optim.warmup."
+        )
 
     def _forward(self, microbatch: int, staleness: int) -> None:
         channels, component = self.channels, self.component
