@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -262,6 +262,12 @@ def test_more_than_may_wait_is_refused():
 
 # --- what is refused -----------------------------------------------------------------------------
 
+
+def headed(head: bytes) -> bytes:
+    """An .npy that says this of its array."""
+    return b"\x93NUMPY\x01\x00" + (len(head) + 1).to_bytes(2, "little") + head + b"\n"
+
+
 GOOD = np.zeros((1, *SHAPE)).tolist()
 
 
@@ -300,6 +306,24 @@ def test_a_bad_request_gets_a_clear_error_as_json(client, body, headers, status,
     assert answer.json().keys() == {"error", "message"}
     assert re.search(says, answer.json()["message"]), answer.json()
     assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"PK\x03\x04garbage",
+        headed(b"{'descr': (((("),
+        headed(b"{'descr': ('<f4',), 'fortran_order': False, 'shape': (1, 6, 5)}"),
+        headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': " + b"-" * 3000 + b"1}"),
+        headed(b"{'descr': '<f4', 'fortran_order': False, 'shape': 1" + b"+1" * 3000 + b"}"),
+    ],
+    ids=["zip", "brackets", "tuple", "minus", "plus"],
+)
+def test_whatever_numpy_stumbles_over_is_no_npy(client, body):
+    """Each made it raise another error than the last."""
+    answer = client.post("/predict", content=body, headers=NPY)
+    assert answer.status_code == 400
+    assert "expected what numpy.save writes" in answer.json()["message"]
 
 
 def test_objects_are_not_unpickled(client):
@@ -346,8 +370,10 @@ class Server:
 
 
 @contextmanager
-def serving(run_dir: Path, folder: Path, *words: str) -> Iterator[Server]:
-    with Command([*MACH, "serve", str(run_dir), "port=0", *words], folder) as command:
+def serving(
+    run_dir: Path, folder: Path, *words: str, program: Sequence[str] = MACH
+) -> Iterator[Server]:
+    with Command([*program, "serve", str(run_dir), "port=0", *words], folder) as command:
         found: list[str] = []
 
         def listens() -> bool:
@@ -425,6 +451,30 @@ def test_a_body_without_a_length_is_cut_off_too(images, tmp_path):
                 one.sendall(b"1000\r\n" + b"[" * 4096 + b"\r\n")
             assert one.recv(4096).startswith(b"HTTP/1.1 413")
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+FAILING = """
+from torch import nn
+from mach import cli
+
+nn.Linear.forward = lambda layer, x: 1 / 0
+cli.main()
+"""
+
+
+def test_a_model_that_fails_is_told_as_json_and_logged_once(images, tmp_path):
+    program = [sys.executable, "-c", FAILING]
+    with serving(images, tmp_path, program=program) as server:
+        answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
+        assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+        server.command.process.send_signal(signal.SIGTERM)
+        logged = server.command.wait().stderr
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "error": "InternalError",
+        "message": "expected an answer; the service has failed. Its log says where.",
+    }
+    assert logged.count("Traceback") == logged.count("ZeroDivisionError") == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -534,3 +584,11 @@ def test_a_person_types_and_sees_what_each_exit_says(text, tmp_path, chromium):
         page.wait_for_selector("text=/predict")
     assert names == ["chain 0..0", "chain 0..1"]
     assert re.fullmatch(r'".+"', first)
+
+
+def test_the_page_tells_of_an_answer_that_is_no_json(server, chromium):
+    with page_of(chromium, server.url) as (page, said):
+        page.route("**/predict**", lambda route: route.fulfill(status=502, body="Bad Gateway"))
+        page.click("#canvas")
+        page.wait_for_selector("#error:text-matches('502')")
+    assert not [one for one in said if "SyntaxError" in one]

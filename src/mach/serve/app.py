@@ -100,6 +100,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         415: "Neither application/json nor application/x-npy.",
         422: "Not what the model takes.",
+        500: "The service has failed.",
         503: "Too many samples wait; come again in a moment.",
     }.items()
 }
@@ -132,6 +133,7 @@ def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
     app.add_middleware(Counting, telemetry=service.telemetry)  # the outermost: it sees refusals
     app.add_exception_handler(RequestValidationError, _refuse_query)
     app.add_exception_handler(StarletteHTTPException, _refuse)
+    app.add_exception_handler(Exception, _fail)
     return app
 
 
@@ -297,7 +299,7 @@ def _inputs_of(body: bytes) -> list[Any]:
 def _read_npy(body: bytes) -> Any:
     try:
         found = npy.read(body)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError, TypeError) as error:
+    except Exception as error:  # numpy's parser, given anything, raises anything
         raise HTTPException(400, f"expected what numpy.save writes; {error}") from error
     if not isinstance(found, np.ndarray):
         raise HTTPException(400, "expected one array, .npy; got an .npz")
@@ -334,3 +336,10 @@ async def _refuse_query(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return JSONResponse(error_body("InputError", f"{where}: {first['msg']}"), 422)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """Answer for what nobody foresaw; it is raised on to the server, which logs its traceback."""
+    message = "expected an answer; the service has failed. Its log says where."
+    # The server closes the connection after that: the client is told not to use it again.
+    return JSONResponse(error_body("InternalError", message), 500, {"connection": "close"})

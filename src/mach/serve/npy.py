@@ -23,7 +23,7 @@ def read(body: bytes) -> Any:
     """What numpy.load makes of it; nothing is unpickled.
 
     Raises:
-        ValueError, EOFError, OSError, SyntaxError, MemoryError, TypeError: it is no such file.
+        Exception: it is no such file. What numpy's parsers raise depends on where they stumble.
     """
     begin = 10 + int.from_bytes(body[8:10], "little")
     if body.startswith(_FIRST) and begin <= len(body):
