@@ -30,6 +30,8 @@ from mach import cli
 from mach.config import ServeConfig
 from mach.inference import Run
 from mach.predictor import open_predictor
+from mach.serve import app
+from mach.serve import server as server_module
 from mach.serve.app import create_app
 from mach.serve.batching import Batcher, BusyError
 from mach.serve.npy import read, written
@@ -365,8 +367,8 @@ class Server:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, port = self.url.removeprefix("http://").rstrip("/").split(":")
-        return host, int(port)
+        url = httpx.URL(self.url)
+        return url.host, url.port
 
 
 @contextmanager
@@ -512,6 +514,33 @@ def test_one_core_is_left_to_the_service():
     asked, any_number = ServeConfig("run", threads=3), ServeConfig("run")
     assert [threads_of(any_number, cores) for cores in (1, 2, 8)] == [1, 1, 7]
     assert threads_of(asked, 2) == 3
+
+
+def test_an_onnx_file_computes_with_as_many_threads_as_asked(images, tmp_path, monkeypatch):
+    """onnxruntime fixes their number when it opens the file."""
+    words = [str(images), "window=1..2", "format=onnx", f"out={tmp_path / 'onnx'}"]
+    assert cli.answer("export", words) == 0
+    opened, before = [], torch.get_num_threads()
+    monkeypatch.setattr(app, "create_app", lambda predictor, config: opened.append(predictor))
+    monkeypatch.setattr(server_module, "_run", lambda server, listening: 0)
+    try:
+        for threads in (3, 2):
+            config = ServeConfig(str(tmp_path / "onnx"), port=0, threads=threads)
+            assert server_module.serve(config, ready=lambda line: None) == 0
+    finally:
+        torch.set_num_threads(before)
+    options = [one.module._session.get_session_options() for one in opened]
+    assert [one.intra_op_num_threads for one in options] == [3, 2]
+
+
+def test_an_address_of_ipv6_can_be_followed(images, tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with serving(images, tmp_path, "host=::1") as server:
+        assert server.url.startswith("http://[::1]:")
+        assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(

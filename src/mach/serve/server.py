@@ -47,8 +47,8 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     from mach.serve.app import create_app
     from mach.serve.limits import ImpatientProtocol
 
-    predictor = open_predictor(config.model, config.window)
     torch.set_num_threads(threads_of(config, len(available_cores())))
+    predictor = open_predictor(config.model, config.window)  # onnxruntime's threads stay as they are
     _allow_many_connections()
     listening = _listen(config)
 
@@ -66,9 +66,8 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
             timeout_graceful_shutdown=round(config.drain_s),
         )
     )
-    host, port = listening.getsockname()[:2]
     with listening:
-        ready(f"{predictor.title} of {predictor.source} at http://{host}:{port}/ (Ctrl-C ends it)")
+        ready(f"{predictor.title} of {predictor.source} at {_url_of(listening)} (Ctrl-C ends it)")
         return _run(server, listening)
 
 
@@ -111,6 +110,11 @@ def _listen(config: ServeConfig) -> socket.socket:
             f"{error.strerror or error}. Choose another port, or 0 for one that is free."
         ) from error
     return listening
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _allow_many_connections() -> None:
