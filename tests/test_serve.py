@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from mach.predictor import open_predictor
 from mach.serve import app
 from mach.serve import server as server_module
 from mach.serve.app import create_app
-from mach.serve.batching import Batcher, BusyError
+from mach.serve.batching import Batcher, BusyError, TooManyError
 from mach.serve.npy import read, written
 from mach.serve.server import threads_of
-from spawn import MACH, Command, run
+from spawn import MACH, Command, run, until
 from texts import make as make_text
 from texts import write_text
 
@@ -185,6 +185,11 @@ def run_alone(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(asyncio.run, coroutine).result(30)
 
 
+async def ask_one(batcher: Batcher, kind: bool, x: torch.Tensor) -> list[torch.Tensor]:
+    (found,) = await batcher.ask(kind, [x])
+    return found
+
+
 def test_requests_that_come_while_the_model_is_busy_share_a_batch():
     release, sizes = threading.Event(), []
 
@@ -196,11 +201,12 @@ def test_requests_that_come_while_the_model_is_busy_share_a_batch():
     async def ask():
         batcher = Batcher(compute, max_batch=8, wait_s=0, max_queue=100)
         batcher.start()
-        first = asyncio.create_task(batcher.ask(False, torch.zeros(1, 2)))
+        first = asyncio.create_task(ask_one(batcher, False, torch.zeros(1, 2)))
         while not sizes:
             await asyncio.sleep(0)
-        others = [asyncio.create_task(batcher.ask(False, torch.full((3, 2), i))) for i in range(4)]
-        odd = asyncio.create_task(batcher.ask(True, torch.ones(1, 2)))
+        threes = [torch.full((3, 2), i) for i in range(4)]
+        others = [asyncio.create_task(ask_one(batcher, False, x)) for x in threes]
+        odd = asyncio.create_task(ask_one(batcher, True, torch.ones(1, 2)))
         await asyncio.sleep(0)
         gone = others.pop()
         gone.cancel()
@@ -227,7 +233,7 @@ def test_a_request_larger_than_a_batch_is_computed_in_parts():
     async def ask():
         batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
         batcher.start()
-        (found,) = await batcher.ask(False, torch.arange(10.0)[:, None])
+        (found,) = await ask_one(batcher, False, torch.arange(10.0)[:, None])
         await batcher.stop()
         return found
 
@@ -245,8 +251,8 @@ def test_an_error_of_the_model_reaches_who_asked_and_nobody_else():
         batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
         batcher.start()
         with pytest.raises(ValueError, match="no"):
-            await batcher.ask(True, torch.zeros(1, 1))
-        (found,) = await batcher.ask(False, torch.ones(1, 1))
+            await ask_one(batcher, True, torch.zeros(1, 1))
+        (found,) = await ask_one(batcher, False, torch.ones(1, 1))
         await batcher.stop()
         return found
 
@@ -256,10 +262,42 @@ def test_an_error_of_the_model_reaches_who_asked_and_nobody_else():
 def test_more_than_may_wait_is_refused():
     async def ask():
         batcher = Batcher(lambda kind, x: [x], max_batch=4, wait_s=0, max_queue=5)
-        with pytest.raises(BusyError, match="at most 5 samples waiting; 0 do"):
-            await batcher.ask(False, torch.zeros(6, 1))
+        waits = asyncio.create_task(ask_one(batcher, False, torch.zeros(3, 1)))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError, match="at most 5 samples waiting; 3 do"):
+            await ask_one(batcher, False, torch.zeros(4, 1))
+        with pytest.raises(TooManyError, match="at most 5 samples at once; got 6"):
+            await ask_one(batcher, False, torch.zeros(6, 1))
+        with pytest.raises(BusyError):
+            await batcher.ask(False, [torch.zeros(1, 1), torch.zeros(2, 2)])
+        waits.cancel()
+        return batcher.waiting
+
+    assert run_alone(ask()) == 3, "of a request that is refused no part waits"
+
+
+def test_what_is_left_of_a_request_that_failed_is_not_computed():
+    """Texts of several lengths are several parts of one request."""
+    told, sizes = threading.Event(), []
+
+    def compute(kind, x):
+        sizes.append(len(x))
+        if len(sizes) == 2:  # may have been taken before the loop knew of the first
+            told.wait(10)
+        raise ValueError("no")
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
+        batcher.start()
+        with pytest.raises(ValueError, match="no"):
+            await batcher.ask(False, [torch.zeros(n, n) for n in (1, 2, 3)])
+        told.set()
+        with pytest.raises(ValueError, match="no"):
+            await ask_one(batcher, False, torch.zeros(4, 4))
+        await batcher.stop()
 
     run_alone(ask())
+    assert 3 not in sizes
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -349,12 +387,41 @@ def test_what_is_no_text_is_refused(text, inputs):
         assert client.post("/predict", json={"inputs": inputs}).status_code == 422
 
 
-def test_too_many_samples_at_once_are_told_to_come_again(images):
+def test_too_many_samples_at_once_are_told_to_be_fewer(images, text):
     with client_of(images, max_queue=2) as client:
         answer = client.post("/predict", json={"inputs": GOOD * 3})
-    assert answer.status_code == 503
-    assert answer.headers["retry-after"] == "1"
-    assert answer.json()["message"].startswith("expected at most 2 samples waiting")
+    assert answer.status_code == 413
+    assert "retry-after" not in answer.headers, "they would be too many for ever"
+    assert answer.json()["message"].startswith("expected at most 2 samples at once; got 3")
+    with client_of(text, max_queue=2) as client:
+        assert client.post("/predict", json={"inputs": ["a", "bc", "d"]}).status_code == 413
+
+
+def test_samples_for_which_there_is_no_room_now_are_told_to_come_again(images):
+    computing, release = threading.Event(), threading.Event()
+    predictor = open_predictor(images)
+
+    def module(x: torch.Tensor) -> torch.Tensor:
+        computing.set()
+        release.wait(60)
+        return predictor.module(x)
+
+    def ask(samples: int) -> httpx.Response:
+        return client.post("/predict", json={"inputs": GOOD * samples})
+
+    held = create_app(replace(predictor, module=module), ServeConfig(str(images), max_queue=2))
+    with TestClient(held) as client, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(ask, 1)
+        assert computing.wait(60)
+        second = threads.submit(ask, 2)
+        until(lambda: "mach_waiting_samples 2.0" in client.get("/metrics").text, 60)
+        refused = ask(1)
+        release.set()
+        answered = [one.result(60).status_code for one in (first, second)]
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["message"].startswith("expected at most 2 samples waiting; 2 do")
+    assert answered == [200, 200]
 
 
 # --- a process of its own ------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from mach.config import ServeConfig
 from mach.errors import InputError
 from mach.predictor import Predictor
 from mach.serve import npy
-from mach.serve.batching import Batcher, BusyError
+from mach.serve.batching import Batcher, BusyError, TooManyError
 from mach.serve.limits import Limits, error_body
 from mach.serve.schema import NPY, request_schema, takes_text
 from mach.serve.telemetry import Counting, Telemetry
@@ -97,7 +97,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body is no JSON or no .npy.",
         408: "The body came too slowly.",
-        413: "The body is too large.",
+        413: "The body is too large, or has too many samples.",
         415: "Neither application/json nor application/x-npy.",
         422: "Not what the model takes.",
         500: "The service has failed.",
@@ -213,9 +213,11 @@ class _Service:
         groups = _by_shape(samples)
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await asyncio.gather(*(self.batcher.ask(exits, x) for x, _ in groups))
+                found = await self.batcher.ask(exits, [x for x, _ in groups])
         except TimeoutError as error:
             raise HTTPException(503, f"expected an answer within {self._timeout_s:g} s") from error
+        except TooManyError as error:
+            raise HTTPException(413, str(error)) from error
         except BusyError as error:
             raise HTTPException(503, str(error), {"retry-after": "1"}) from error
         places = [place for _, its in groups for place in its]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 
@@ -30,6 +30,10 @@ Compute = Callable[[Hashable, Tensor], list[Tensor]]
 
 class BusyError(MachError):
     """As many samples wait as may."""
+
+
+class TooManyError(MachError):
+    """More samples at once than may ever wait."""
 
 
 @dataclass(eq=False)
@@ -86,23 +90,39 @@ class Batcher:
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
 
-    async def ask(self, kind: Hashable, x: Tensor) -> list[Tensor]:
-        """The answers to samples [B, ..], in a batch with others of this kind and shape.
+    async def ask(self, kind: Hashable, xs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The answers to each of some samples [B, ..], in batches with others of the same kind and
+        shape. All of them wait together, or none does.
 
         Raises:
+            TooManyError: they are too many, whoever else waits.
             BusyError: too many wait.
         """
-        if self._samples + len(x) > self._max_queue:
+        samples = sum(map(len, xs))
+        self._refuse(samples)
+        answers = [asyncio.get_running_loop().create_future() for _ in xs]
+        with self._changed:
+            for x, answer in zip(xs, answers, strict=True):
+                self._queue.append(_Waiting((kind, x.shape[1:], x.dtype), x, answer))
+            self._samples += samples
+            self._changed.notify()
+        try:
+            return await asyncio.gather(*answers)
+        finally:
+            for answer in answers:  # where one failed, nobody waits for the others
+                answer.cancel()
+
+    def _refuse(self, samples: int) -> None:
+        if samples > self._max_queue:
+            raise TooManyError(
+                f"expected at most {self._max_queue:,} samples at once; got {samples:,}. Send "
+                "fewer at once."
+            )
+        if self._samples + samples > self._max_queue:
             raise BusyError(
                 f"expected at most {self._max_queue:,} samples waiting; {self._samples:,} do. "
                 "Come again in a moment."
             )
-        answer = asyncio.get_running_loop().create_future()
-        with self._changed:
-            self._queue.append(_Waiting((kind, x.shape[1:], x.dtype), x, answer))
-            self._samples += len(x)
-            self._changed.notify()
-        return await answer  # cancelled with whoever waits
 
     # --- in the thread ---------------------------------------------------------------------------
 

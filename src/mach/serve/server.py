@@ -48,7 +48,9 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     from mach.serve.limits import ImpatientProtocol
 
     torch.set_num_threads(threads_of(config, len(available_cores())))
-    predictor = open_predictor(config.model, config.window)  # onnxruntime's threads stay as they are
+    predictor = open_predictor(
+        config.model, config.window
+    )  # onnxruntime's threads stay as they are
     _allow_many_connections()
     listening = _listen(config)
 
