@@ -26,6 +26,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 from torch import Tensor
 
 from mach.asking.answers import last_rows, refuse_nan, spelled
@@ -130,7 +131,9 @@ def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
         max_bodies=int(config.max_bodies_mb * _MEBI),
         timeout_s=config.read_timeout_s,
     )
-    app.add_middleware(Counting, telemetry=service.telemetry)  # the outermost: it sees refusals
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    # The outermost: it sees refusals.
+    app.add_middleware(Counting, telemetry=service.telemetry, paths=paths)
     app.add_exception_handler(RequestValidationError, _refuse_query)
     app.add_exception_handler(StarletteHTTPException, _refuse)
     app.add_exception_handler(Exception, _fail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -53,8 +53,13 @@ class Telemetry:
 class Counting:
     """ASGI middleware that counts requests by address and status."""
 
-    def __init__(self, app: App, telemetry: Telemetry) -> None:
-        self._app, self._telemetry = app, telemetry
+    def __init__(self, app: App, telemetry: Telemetry, paths: Collection[str]) -> None:
+        """
+        Args:
+            paths: addresses of the service. Any other makes no counter of its own, as it can be
+                anything.
+        """
+        self._app, self._telemetry, self._paths = app, telemetry, paths
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,8 +76,8 @@ class Counting:
         try:
             await self._app(scope, receive, told)
         finally:
-            # An address that does not exist can be anything: it makes no counter of its own.
-            path = getattr(scope.get("route"), "path", "other")
+            # By the request's own address: one that is refused early never comes to a route.
+            path = scope["path"] if scope["path"] in self._paths else "other"
             self._telemetry.requests.labels(path, status).inc()
             if path == "/predict":
                 self._telemetry.seconds.observe(time.perf_counter() - began)
