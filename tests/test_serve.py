@@ -176,6 +176,20 @@ def test_what_the_model_takes_is_told_and_requests_are_counted(client):
     assert "cdn" not in client.get("/docs").text
 
 
+def test_what_is_refused_early_is_counted_by_its_address(images):
+    with client_of(images, max_body_mb=0.001) as client:
+        assert client.post("/predict", content="x" * 2000).status_code == 413
+        client.get("/nowhere")
+        client.get("/predict")
+        metrics = client.get("/metrics").text
+    told = dict(re.findall(r'mach_requests_total(\{path="\S+",status="\d+"\}) (\S+)', metrics))
+    assert told == {
+        '{path="/predict",status="413"}': "1.0",
+        '{path="other",status="404"}': "1.0",
+        '{path="/predict",status="405"}': "1.0",
+    }
+
+
 # --- batches -------------------------------------------------------------------------------------
 
 
@@ -508,7 +522,8 @@ def test_many_slow_connections_do_not_keep_others_out(server):
         for one in told[1::4]:
             assert one.startswith(b"HTTP/1.1 408")
             assert b'"error": "TooSlow"' in one
-    assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+    metrics = httpx.get(f"{server.url}metrics", timeout=60).text
+    assert re.search(r'mach_requests_total{path="/predict",status="408"} [1-9]', metrics)
 
 
 def test_a_body_without_a_length_is_cut_off_too(images, tmp_path):
@@ -688,3 +703,35 @@ def test_the_page_tells_of_an_answer_that_is_no_json(server, chromium):
         page.click("#canvas")
         page.wait_for_selector("#error:text-matches('502')")
     assert not [one for one in said if "SyntaxError" in one]
+
+
+def test_an_answer_to_what_is_no_longer_there_is_not_shown(text, tmp_path, chromium):
+    with serving(text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
+        page.clock.install()
+        asked = []
+        page.route("**/predict**", lambda route: asked.append(route))
+        with page.expect_request("**/predict**"):
+            page.fill("#text", "The quick")
+            page.clock.run_for(1000)
+        page.fill("#text", "")
+        page.clock.run_for(1000)
+        with page.expect_response("**/predict**"):
+            asked[0].continue_()
+        page.evaluate("fetch('healthz').then(one => one.json())")  # the page has seen it by now
+        assert page.locator("#answers").is_hidden()
+    assert said == []
+
+
+def test_a_stroke_that_is_taken_from_the_pen_ends(server, chromium):
+    """A touch becomes a gesture of the browser: `pointerup` never comes."""
+    with page_of(chromium, server.url) as (page, said):
+        drawn = "document.getElementById('canvas').toDataURL()"
+        box = page.locator("#canvas").bounding_box()
+        page.mouse.move(box["x"] + 40, box["y"] + 40)
+        page.mouse.down()
+        with page.expect_response("**/predict**"):
+            page.dispatch_event("#canvas", "pointercancel")
+        before = page.evaluate(drawn)
+        page.mouse.move(box["x"] + 90, box["y"] + 90)
+        assert page.evaluate(drawn) == before
+    assert said == []
