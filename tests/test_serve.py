@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 import re
@@ -559,6 +560,69 @@ def test_a_model_that_fails_is_told_as_json_and_logged_once(images, tmp_path):
         "message": "expected an answer; the service has failed. Its log says where.",
     }
     assert logged.count("Traceback") == logged.count("ZeroDivisionError") == 1
+
+
+ANSWERED = 'mach_requests_total{path="/predict",status="200"}'
+
+
+def ask_for_much(server: Server) -> socket.socket:
+    """A connection by which an answer of 18 MB comes, more than a system keeps for a client."""
+    body = npy(np.zeros((40_000, *SHAPE), "u1"))
+    head = f"POST /predict?top=4&exits=true HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(60)
+    connection.connect(server.address)
+    connection.sendall(f"{head}content-type: application/x-npy\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_an_answer_that_nobody_takes_is_dropped(images, tmp_path):
+    with serving(images, tmp_path, "window=1..2", "read_timeout_s=3") as server:
+        with ask_for_much(server) as connection:
+            metrics = f"{server.url}metrics"
+            until(lambda: ANSWERED in httpx.get(metrics, timeout=60).text, 60)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            with pytest.raises(http.client.IncompleteRead):
+                answer.read()
+        assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+def test_an_answer_counts_until_it_is_taken(images, tmp_path):
+    options = ("window=1..2", "max_bodies_mb=8", "read_timeout_s=60")
+    with serving(images, tmp_path, *options) as server:
+
+        def ask() -> int:
+            answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
+            return answer.status_code
+
+        with ask_for_much(server) as connection:
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert ask() == 503
+            assert len(json.loads(answer.read())["predictions"]) == 40_000
+            until(lambda: ask() == 200, 60)
+
+
+@pytest.mark.parametrize("place", ["batch_of", "refuse_nan"])
+def test_others_are_answered_while_a_large_request_is(images, monkeypatch, place):
+    """As it is read, and as its answer is written."""
+    begun, go_on, whole = threading.Event(), threading.Event(), getattr(app, place)
+
+    def held(*arguments: object) -> object:
+        begun.set()
+        assert go_on.wait(30), "nobody else was answered"
+        return whole(*arguments)
+
+    monkeypatch.setattr(app, place, held)
+    body = npy(np.zeros((40_000, *SHAPE), "u1"))
+    with client_of(images) as client, ThreadPoolExecutor(1) as thread:
+        large = thread.submit(client.post, "/predict", content=body, headers=NPY)
+        assert begun.wait(60)
+        assert client.get("/healthz").status_code == 200
+        go_on.set()
+        assert large.result(60).status_code == 200
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

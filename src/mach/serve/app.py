@@ -11,7 +11,7 @@ GET  /docs      OpenAPI; its description is at /openapi.json
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -25,16 +25,19 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Route
 from torch import Tensor
 
-from mach.asking.answers import last_rows, refuse_nan, spelled
+from mach.asking.answers import last_rows, refuse_nan
 from mach.asking.samples import batch_of, tokens_of
 from mach.config import ServeConfig
 from mach.errors import InputError
 from mach.predictor import Predictor
-from mach.serve import npy
+from mach.serve import answers, aside, npy
+from mach.serve.answers import Predictions
+from mach.serve.aside import Aside
 from mach.serve.batching import Batcher, BusyError, TooManyError
 from mach.serve.limits import Limits, error_body
 from mach.serve.schema import NPY, request_schema, takes_text
@@ -48,29 +51,6 @@ class Error(BaseModel):
 
     error: str
     message: str
-
-
-class Answer(BaseModel):
-    """One of the likeliest: a class, or of a language model the token that follows, as text where
-    its tokenizer is known."""
-
-    label: int | str
-    probability: float
-
-
-class Exit(BaseModel):
-    """What one exit of the model says: for each sample the likeliest first."""
-
-    name: str
-    predictions: list[list[Answer]]
-
-
-class Predictions(BaseModel):
-    """For each sample the likeliest first, by the model's last exit; and by each, if asked."""
-
-    model: str
-    predictions: list[list[Answer]]
-    exits: list[Exit] | None = None
 
 
 class Health(BaseModel):
@@ -116,6 +96,7 @@ def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
         service.batcher.start()
         yield
         await service.batcher.stop()
+        service.aside.stop()
 
     app = FastAPIOffline(
         title=predictor.title,
@@ -152,6 +133,7 @@ class _Service:
             max_queue=config.max_queue,
             observe=lambda samples, seconds: self.telemetry.batched(samples, seconds),
         )
+        self.aside = Aside()
         self.telemetry = Telemetry(lambda: self.batcher.waiting)
 
     def add_to(self, app: FastAPI) -> None:
@@ -212,61 +194,60 @@ class _Service:
             return HTMLResponse(page)
 
     async def predict(self, request: Request, top: int, exits: bool) -> Response:
-        samples = self._samples(request.headers.get("content-type", ""), await request.body())
-        groups = _by_shape(samples)
+        body = await request.body()
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await self.batcher.ask(exits, [x for x, _ in groups])
+                return await self._predict(request.headers, body, top, exits)
         except TimeoutError as error:
             raise HTTPException(503, f"expected an answer within {self._timeout_s:g} s") from error
         except TooManyError as error:
             raise HTTPException(413, str(error)) from error
         except BusyError as error:
             raise HTTPException(503, str(error), {"retry-after": "1"}) from error
-        places = [place for _, its in groups for place in its]
-        by_exit = [_in_order(of_exit, places) for of_exit in zip(*found, strict=True)]
-        try:
-            for one in by_exit:
-                refuse_nan(one)
         except InputError as error:
             raise HTTPException(422, str(error)) from error
-        if NPY in request.headers.get("accept", ""):
-            return Response(npy.written(by_exit[-1].numpy()), media_type=NPY)
-        told = [self._told(probabilities, top) for probabilities in by_exit]
-        body: dict[str, Any] = {"model": self._predictor.title, "predictions": told[-1]}
-        body["exits"] = (
-            [
-                {"name": name, "predictions": its}
-                for name, its in zip(self._predictor.exits, told, strict=True)
-            ]
-            if exits
-            else None
-        )
-        return JSONResponse(body)
 
-    def _samples(self, content_type: str, body: bytes) -> list[Tensor]:
+    async def _predict(self, headers: Headers, body: bytes, top: int, exits: bool) -> Response:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        numbers = len(body) * (1 if kind == NPY else aside.JSON_BYTE)
+        groups = await self.aside.do(numbers, lambda: _by_shape(self._samples(kind, body)))
+        found = await self.batcher.ask(exits, [x for x, _ in groups])
+        places = [place for _, its in groups for place in its]
+        numbers = sum(one.numel() for of_group in found for one in of_group)
+        if NPY in headers.get("accept", ""):
+            return await self.aside.do(numbers, lambda: _as_npy(_by_exit(found, places)))
+        numbers += len(places) * len(found[0]) * top * aside.JSON_ANSWER
+        names = self._predictor.exits if exits else None
+        return await self.aside.do(
+            numbers, lambda: self._as_json(_by_exit(found, places), names, top)
+        )
+
+    def _as_json(self, by_exit: list[Tensor], names: Sequence[str] | None, top: int) -> Response:
+        told = answers.written(self._predictor.title, by_exit, names, top, self._tokenizer)
+        return Response(told, media_type="application/json")
+
+    def _samples(self, kind: str, body: bytes) -> list[Tensor]:
         """Samples of the request, in one batch or, where they are texts, one by one."""
-        kind = content_type.partition(";")[0].strip().lower()
-        try:
-            if kind == NPY:
-                return [batch_of(_read_npy(body), self._signature)]
-            if kind != "application/json":
-                raise HTTPException(
-                    415, f"expected content-type application/json or {NPY}; got {kind or 'none'}"
-                )
-            inputs = _inputs_of(body)
-            if takes_text(self._signature):
-                return self._texts(inputs)
-            return [batch_of(inputs, self._signature)]
-        except InputError as error:
-            raise HTTPException(422, str(error)) from error
+        if kind == NPY:
+            return [batch_of(_read_npy(body), self._signature)]
+        if kind != "application/json":
+            raise HTTPException(
+                415, f"expected content-type application/json or {NPY}; got {kind or 'none'}"
+            )
+        inputs = _inputs_of(body)
+        if takes_text(self._signature):
+            return self._texts(inputs)
+        return [batch_of(inputs, self._signature)]
 
     def _texts(self, inputs: list[Any]) -> list[Tensor]:
         if not inputs or not all(isinstance(one, str) for one in inputs):
             raise InputError("inputs: expected texts, one or more; got something else")
         context = self._signature.shape[0]
         return [
-            tokens_of(one, self._signature, self._tokenizer, f"inputs[{i}]")[None, -context:]
+            # A copy: a view would keep all the tokens that are left out.
+            tokens_of(one, self._signature, self._tokenizer, f"inputs[{i}]")[
+                None, -context:
+            ].clone()
             for i, one in enumerate(inputs)
         ]
 
@@ -275,17 +256,6 @@ class _Service:
         predictor = self._predictor
         logits = predictor.every(x) if exits else [predictor.module(x)]
         return [last_rows(one, len(x)).float().softmax(-1) for one in logits]
-
-    def _told(self, probabilities_BC: Tensor, top: int) -> list[list[dict[str, Any]]]:
-        values, classes = probabilities_BC.topk(top)
-        tokenizer = self._tokenizer
-        return [
-            [
-                {"label": spelled(label, tokenizer), "probability": value}
-                for label, value in zip(labels, its, strict=True)
-            ]
-            for labels, its in zip(classes.tolist(), values.tolist(), strict=True)
-        ]
 
 
 def _inputs_of(body: bytes) -> list[Any]:
@@ -323,9 +293,24 @@ def _by_shape(samples: list[Tensor]) -> list[tuple[Tensor, list[int]]]:
     return [(torch.cat([samples[i] for i in its]), its) for its in groups.values()]
 
 
-def _in_order(parts: Any, places: list[int]) -> Tensor:
-    whole: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole[torch.tensor(places).argsort()] if len(parts) > 1 else whole
+def _by_exit(found: list[list[Tensor]], places: list[int]) -> list[Tensor]:
+    """Probabilities [B, C] by each exit, of parts of the samples that have these places.
+
+    Raises:
+        InputError: the model has none to such samples.
+    """
+    whole = [_in_order(parts, places) for parts in zip(*found, strict=True)]
+    for one in whole:
+        refuse_nan(one)
+    return whole
+
+
+def _in_order(parts: tuple[Tensor, ...], places: list[int]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(places).argsort()]
+
+
+def _as_npy(by_exit: list[Tensor]) -> Response:
+    return Response(npy.written(by_exit[-1].numpy()), media_type=NPY)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

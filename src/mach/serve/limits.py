@@ -1,8 +1,9 @@
-"""What may a client not do: send too much, too slowly, or nothing at all?
+"""What may a client not do: send too much, too slowly, or nothing at all, or take no answer?
 
 A body is read here before anything else happens, within its size and its time, so that a slow or
 greedy client costs a connection and what it has sent, no more. Until the headers of a request are
-there the connection itself has a deadline.
+there the connection itself has a deadline; and so it has while something lies here that the client
+does not take.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_PIECE = 1 << 16
+"""Bytes of an answer that are handed to the connection at a time."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -26,13 +30,13 @@ def error_body(kind: str, message: str) -> dict[str, str]:
 
 
 class Limits:
-    """ASGI middleware that reads bodies."""
+    """ASGI middleware that reads bodies, and hands out answers piece by piece."""
 
     def __init__(self, app: App, *, max_body: int, max_bodies: int, timeout_s: float) -> None:
         """
         Args:
             max_body: bytes of one request.
-            max_bodies: bytes of all that are here.
+            max_bodies: bytes of all that are here, answers that are not yet taken among them.
             timeout_s: longest a body may take to arrive.
         """
         self._app = app
@@ -49,7 +53,7 @@ class Limits:
             if refused is not None:
                 await _refuse(send, *refused)
                 return
-            await self._app(scope, _replay(bytes(body), receive), send)
+            await self._app(scope, _replay(bytes(body), receive), self._in_pieces(send))
         finally:
             self._held -= len(body)
 
@@ -83,6 +87,25 @@ class Limits:
         except TimeoutError:
             return 408, "TooSlow", f"expected the whole body within {self._timeout_s:g} s"
 
+    def _in_pieces(self, send: Send) -> Send:
+        """What hands out a large body in pieces, each when the one before has been taken, and
+        counts it until all have."""
+
+        async def sent(message: Message) -> None:
+            body = message.get("body", b"")
+            if len(body) <= _PIECE:
+                await send(message)
+                return
+            self._held += len(body)
+            try:
+                for begin in range(0, len(body), _PIECE):
+                    await send({**message, "body": body[begin : begin + _PIECE], "more_body": True})
+                await send({**message, "body": b""})  # this waits for the last piece
+            finally:
+                self._held -= len(body)
+
+        return sent
+
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """What hands out the body once, and then what comes after it."""
@@ -112,31 +135,59 @@ async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection that does not get a request's headers across in time."""
+    """Closes a connection that does not get a request's headers across in time, or does not take
+    what is there for it."""
 
-    headers_timeout_s = 10.0
+    timeout_s = 10.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._deadline: asyncio.TimerHandle | None = None
+        # Whoever writes waits, and the client has its deadline, for as long as anything lies here.
+        transport.set_write_buffer_limits(high=0)
+        self._headers_due = _Deadline(self.loop, self.timeout_s, transport.close)
+        self._taking_due = _Deadline(self.loop, self.timeout_s, transport.abort)
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._expect_headers()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking_due.set()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taking_due.drop()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
+        self._headers_due.drop()
+        self._taking_due.drop()
         super().connection_lost(exc)
 
     def _expect_headers(self) -> None:
-        """Set the deadline where headers are due and none is set; drop it where they are here."""
         if self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
-            self._forget()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.headers_timeout_s, self.transport.close)
+            self._headers_due.drop()
+        else:
+            self._headers_due.set()
 
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+
+class _Deadline:
+    """Something is done after a time, if nobody drops it before."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, after_s: float, do: Callable[[], None]
+    ) -> None:
+        self._loop, self._after_s, self._do = loop, after_s, do
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self) -> None:
+        """From now on, if it is not set already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._after_s, self._do)
+
+    def drop(self) -> None:
+        """It is met, or of no interest any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
