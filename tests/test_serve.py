@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -476,6 +476,14 @@ def server(images, tmp_path_factory) -> Iterator[Server]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def patient(images, tmp_path_factory) -> Iterator[Server]:
+    """One that closes no connection for its slowness."""
+    folder = tmp_path_factory.mktemp("patient")
+    with serving(images, folder, "read_timeout_s=600", "max_bodies_mb=8") as found:
+        yield found
+
+
 @pytest.mark.timeout(300)
 def test_the_service_is_as_its_openapi_description_says(server, tmp_path):
     schemathesis = Path(sys.executable).with_name("schemathesis")
@@ -562,6 +570,39 @@ def test_a_model_that_fails_is_told_as_json_and_logged_once(images, tmp_path):
     assert logged.count("Traceback") == logged.count("ZeroDivisionError") == 1
 
 
+POST = b"POST /predict HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"x" * (1 << 16),
+        POST + b"a: " + b"x" * 65_000 + b"\r\nb: " + b"x" * 1000 + b"\r\n\r\n",
+        POST + b"a: b\r\n" * 40_000 + b"\r\n",
+        POST + b"a: " + b"x" * 1_000_000,
+        POST + b"transfer-encoding: chunked\r\n\r\n0\r\na: " + b"x" * 1_000_000,
+        POST + b"transfer-encoding: chunked\r\n\r\n1;a=" + b"x" * 1_000_000,
+    ],
+    ids=["address", "two", "many", "one without an end", "behind a body", "of a chunk"],
+)
+def test_headers_without_an_end_are_cut_off(patient, request_):
+    with socket.create_connection(patient.address, timeout=60) as one:
+        told = b""
+        with suppress(ConnectionError):  # it is not read to its end
+            one.sendall(request_)
+            told = b"".join(iter(partial(one.recv, 4096), b""))
+    assert not told or told.startswith(b"HTTP/1.1 431")
+    assert httpx.get(f"{patient.url}healthz", timeout=60).status_code == 200
+
+
+def test_what_is_no_http_is_told_as_json(patient):
+    with socket.create_connection(patient.address, timeout=60) as one:
+        one.sendall(b"nonsense\r\n\r\n")
+        told = b"".join(iter(partial(one.recv, 4096), b""))
+    assert told.startswith(b"HTTP/1.1 400")
+    assert json.loads(told.partition(b"\r\n\r\n")[2]).keys() == {"error", "message"}
+
+
 ANSWERED = 'mach_requests_total{path="/predict",status="200"}'
 
 
@@ -589,20 +630,17 @@ def test_an_answer_that_nobody_takes_is_dropped(images, tmp_path):
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
 
 
-def test_an_answer_counts_until_it_is_taken(images, tmp_path):
-    options = ("window=1..2", "max_bodies_mb=8", "read_timeout_s=60")
-    with serving(images, tmp_path, *options) as server:
+def test_an_answer_counts_until_it_is_taken(patient):
+    def ask() -> int:
+        answer = httpx.post(f"{patient.url}predict", json={"inputs": GOOD}, timeout=60)
+        return answer.status_code
 
-        def ask() -> int:
-            answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
-            return answer.status_code
-
-        with ask_for_much(server) as connection:
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            assert ask() == 503
-            assert len(json.loads(answer.read())["predictions"]) == 40_000
-            until(lambda: ask() == 200, 60)
+    with ask_for_much(patient) as connection:
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert ask() == 503
+        assert len(json.loads(answer.read())["predictions"]) == 40_000
+        until(lambda: ask() == 200, 60)
 
 
 @pytest.mark.parametrize("place", ["batch_of", "refuse_nan"])

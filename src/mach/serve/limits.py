@@ -13,10 +13,13 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 _PIECE = 1 << 16
 """Bytes of an answer that are handed to the connection at a time."""
+
+_MAX_HEADERS = 1 << 16
+"""Bytes of a request besides its body."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -122,21 +125,27 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
-    content = json.dumps(error_body(kind, message)).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),  # the rest of the body is not read
-    ]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
+    headers, content = _refusal(status, kind, message)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 
+def _refusal(status: int, kind: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer to a request that is not read to its end."""
+    content = json.dumps(error_body(kind, message)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),
+    ]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    return headers, content
+
+
 class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection that does not get a request's headers across in time, or does not take
-    what is there for it."""
+    """Closes a connection that does not get a request's headers across in time, has too many of
+    them, or does not take what is there for it."""
 
     timeout_s = 10.0
 
@@ -146,11 +155,42 @@ class ImpatientProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=0)
         self._headers_due = _Deadline(self.loop, self.timeout_s, transport.close)
         self._taking_due = _Deadline(self.loop, self.timeout_s, transport.abort)
+        self._headers_bytes = self._unparsed_bytes = 0
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unparsed_bytes += len(data)
+        super().data_received(data)  # which calls `on_..` for every part that is here
+        if self._too_many_headers and not self.transport.is_closing():
+            self.send_400_response("")
         self._expect_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, and what has too many headers."""
+        status, kind = 400, "HTTPError"
+        if self._too_many_headers:
+            status, kind = 431, "TooLarge"
+            msg = f"expected at most {_MAX_HEADERS:,} bytes of headers"
+        headers, content = _refusal(status, kind, msg)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", content]))
+        self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self._headers_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_headers(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_headers(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -164,6 +204,18 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._headers_due.drop()
         self._taking_due.drop()
         super().connection_lost(exc)
+
+    @property
+    def _too_many_headers(self) -> bool:
+        # The parser keeps a header that has not ended, and tells of it when it has.
+        return max(self._headers_bytes, self._unparsed_bytes) > _MAX_HEADERS
+
+    def _count_headers(self, size: int) -> None:
+        """Of an address, a header, or one behind a body."""
+        self._headers_bytes += size
+        self._unparsed_bytes = 0
+        if self._too_many_headers:
+            raise ValueError("too many headers")  # to the parser, which gives up
 
     def _expect_headers(self) -> None:
         if self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
