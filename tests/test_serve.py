@@ -43,6 +43,7 @@ from texts import write_text
 
 SHAPE = (6, 5)
 NPY = {"content-type": "application/x-npy"}
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +356,7 @@ GOOD = np.zeros((1, *SHAPE)).tolist()
     ],
 )
 def test_a_bad_request_gets_a_clear_error_as_json(client, body, headers, status, says):
-    headers = headers or {"content-type": "application/json"}
+    headers = headers or JSON
     answer = client.post("/predict", content=body, headers=headers)
     assert answer.status_code == status, answer.text
     assert answer.json().keys() == {"error", "message"}
@@ -574,7 +575,7 @@ POST = b"POST /predict HTTP/1.1\r\nhost: x\r\n"
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "sent",
     [
         b"GET /" + b"x" * (1 << 16),
         POST + b"a: " + b"x" * 65_000 + b"\r\nb: " + b"x" * 1000 + b"\r\n\r\n",
@@ -585,11 +586,11 @@ POST = b"POST /predict HTTP/1.1\r\nhost: x\r\n"
     ],
     ids=["address", "two", "many", "one without an end", "behind a body", "of a chunk"],
 )
-def test_headers_without_an_end_are_cut_off(patient, request_):
+def test_headers_without_an_end_are_cut_off(patient, sent):
     with socket.create_connection(patient.address, timeout=60) as one:
         told = b""
         with suppress(ConnectionError):  # it is not read to its end
-            one.sendall(request_)
+            one.sendall(sent)
             told = b"".join(iter(partial(one.recv, 4096), b""))
     assert not told or told.startswith(b"HTTP/1.1 431")
     assert httpx.get(f"{patient.url}healthz", timeout=60).status_code == 200
@@ -607,7 +608,7 @@ ANSWERED = 'mach_requests_total{path="/predict",status="200"}'
 
 
 def ask_for_much(server: Server) -> socket.socket:
-    """A connection by which an answer of 18 MB comes, more than a system keeps for a client."""
+    """A connection by which 18 MB of answer or more come: no system keeps that for a client."""
     body = npy(np.zeros((40_000, *SHAPE), "u1"))
     head = f"POST /predict?top=4&exits=true HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
     connection = socket.socket()
@@ -643,8 +644,10 @@ def test_an_answer_counts_until_it_is_taken(patient):
         until(lambda: ask() == 200, 60)
 
 
-@pytest.mark.parametrize("place", ["batch_of", "refuse_nan"])
-def test_others_are_answered_while_a_large_request_is(images, monkeypatch, place):
+@pytest.mark.parametrize(
+    ("run_dir", "place"), [("images", "batch_of"), ("images", "refuse_nan"), ("text", "tokens_of")]
+)
+def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_dir, place):
     """As it is read, and as its answer is written."""
     begun, go_on, whole = threading.Event(), threading.Event(), getattr(app, place)
 
@@ -654,9 +657,11 @@ def test_others_are_answered_while_a_large_request_is(images, monkeypatch, place
         return whole(*arguments)
 
     monkeypatch.setattr(app, place, held)
-    body = npy(np.zeros((40_000, *SHAPE), "u1"))
-    with client_of(images) as client, ThreadPoolExecutor(1) as thread:
-        large = thread.submit(client.post, "/predict", content=body, headers=NPY)
+    body, headers = npy(np.zeros((40_000, *SHAPE), "u1")), NPY
+    if run_dir == "text":
+        body, headers = json.dumps({"inputs": ["a text " * 20_000]}).encode(), JSON
+    with client_of(request.getfixturevalue(run_dir)) as client, ThreadPoolExecutor(1) as thread:
+        large = thread.submit(client.post, "/predict", content=body, headers=headers)
         assert begun.wait(60)
         assert client.get("/healthz").status_code == 200
         go_on.set()

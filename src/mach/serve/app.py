@@ -242,14 +242,13 @@ class _Service:
     def _texts(self, inputs: list[Any]) -> list[Tensor]:
         if not inputs or not all(isinstance(one, str) for one in inputs):
             raise InputError("inputs: expected texts, one or more; got something else")
-        context = self._signature.shape[0]
-        return [
-            # A copy: a view would keep all the tokens that are left out.
-            tokens_of(one, self._signature, self._tokenizer, f"inputs[{i}]")[
-                None, -context:
-            ].clone()
-            for i, one in enumerate(inputs)
-        ]
+        return [self._last_tokens(one, f"inputs[{i}]") for i, one in enumerate(inputs)]
+
+    def _last_tokens(self, text: str, who: str) -> Tensor:
+        """As many as the model sees, [1, T]."""
+        tokens_T = tokens_of(text, self._signature, self._tokenizer, who)
+        # A copy: a view would keep all that are before them.
+        return tokens_T[None, -self._signature.shape[0] :].clone()
 
     def _compute(self, exits: Hashable, x: Tensor) -> list[Tensor]:
         """Probabilities [B, C] by every exit, or by the last alone."""

@@ -1,9 +1,8 @@
-"""What may a client not do: send too much, too slowly, or nothing at all, or take no answer?
+"""What may a request not do: bring too much, come too slowly, or leave its answer here?
 
 A body is read here before anything else happens, within its size and its time, so that a slow or
-greedy client costs a connection and what it has sent, no more. Until the headers of a request are
-there the connection itself has a deadline; and so it has while something lies here that the client
-does not take.
+greedy client costs a connection and what it has sent, no more. An answer goes piece by piece, each
+as the one before is taken. The deadlines of all but the body are those of the connection.
 """
 
 from __future__ import annotations
@@ -13,13 +12,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-
 _PIECE = 1 << 16
 """Bytes of an answer that are handed to the connection at a time."""
-
-_MAX_HEADERS = 1 << 16
-"""Bytes of a request besides its body."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -125,13 +119,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int, kind: str, message: str) -> None:
-    headers, content = _refusal(status, kind, message)
+    headers, content = refusal(status, kind, message)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 
-def _refusal(status: int, kind: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of an answer to a request that is not read to its end."""
+def refusal(status: int, kind: str, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of the answer to a request that is not read to its end."""
     content = json.dumps(error_body(kind, message)).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -141,105 +135,3 @@ def _refusal(status: int, kind: str, message: str) -> tuple[list[tuple[bytes, by
     if status == 503:
         headers.append((b"retry-after", b"1"))
     return headers, content
-
-
-class ImpatientProtocol(HttpToolsProtocol):
-    """Closes a connection that does not get a request's headers across in time, has too many of
-    them, or does not take what is there for it."""
-
-    timeout_s = 10.0
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        # Whoever writes waits, and the client has its deadline, for as long as anything lies here.
-        transport.set_write_buffer_limits(high=0)
-        self._headers_due = _Deadline(self.loop, self.timeout_s, transport.close)
-        self._taking_due = _Deadline(self.loop, self.timeout_s, transport.abort)
-        self._headers_bytes = self._unparsed_bytes = 0
-        self._expect_headers()
-
-    def data_received(self, data: bytes) -> None:
-        self._unparsed_bytes += len(data)
-        super().data_received(data)  # which calls `on_..` for every part that is here
-        if self._too_many_headers and not self.transport.is_closing():
-            self.send_400_response("")
-        self._expect_headers()
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, and what has too many headers."""
-        status, kind = 400, "HTTPError"
-        if self._too_many_headers:
-            status, kind = 431, "TooLarge"
-            msg = f"expected at most {_MAX_HEADERS:,} bytes of headers"
-        headers, content = _refusal(status, kind, msg)
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", content]))
-        self.transport.close()
-
-    def on_message_begin(self) -> None:
-        self._headers_bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count_headers(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_headers(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_body(self, body: bytes) -> None:
-        self._unparsed_bytes = 0
-        super().on_body(body)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._taking_due.set()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._taking_due.drop()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._headers_due.drop()
-        self._taking_due.drop()
-        super().connection_lost(exc)
-
-    @property
-    def _too_many_headers(self) -> bool:
-        # The parser keeps a header that has not ended, and tells of it when it has.
-        return max(self._headers_bytes, self._unparsed_bytes) > _MAX_HEADERS
-
-    def _count_headers(self, size: int) -> None:
-        """Of an address, a header, or one behind a body."""
-        self._headers_bytes += size
-        self._unparsed_bytes = 0
-        if self._too_many_headers:
-            raise ValueError("too many headers")  # to the parser, which gives up
-
-    def _expect_headers(self) -> None:
-        if self.transport.is_closing() or (self.cycle and not self.cycle.response_complete):
-            self._headers_due.drop()
-        else:
-            self._headers_due.set()
-
-
-class _Deadline:
-    """Something is done after a time, if nobody drops it before."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, after_s: float, do: Callable[[], None]
-    ) -> None:
-        self._loop, self._after_s, self._do = loop, after_s, do
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self) -> None:
-        """From now on, if it is not set already."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._after_s, self._do)
-
-    def drop(self) -> None:
-        """It is met, or of no interest any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -46,7 +46,7 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     import uvicorn
 
     from mach.serve.app import create_app
-    from mach.serve.limits import ImpatientProtocol
+    from mach.serve.connection import ImpatientProtocol
 
     torch.set_num_threads(threads_of(config, len(available_cores())))
     predictor = open_predictor(
