@@ -19,8 +19,9 @@ from mach import checkpoint, runfolder
 from mach.channels import connect_in_memory
 from mach.config import Config
 from mach.data import Batches, Dataset, open_dataset
+from mach.errors import CheckpointError
 from mach.launcher.compose import compose
-from mach.launcher.preflight import resume_point
+from mach.launcher.preflight import preflight, resume_point
 from mach.rank import Rank
 from mach.report.reporter import build as build_reporter
 from mach.session.ordered import Hooks
@@ -302,6 +303,30 @@ def test_a_run_killed_before_its_first_checkpoint_goes_back_to_where_it_began(tm
     found = resume_point(again, tmp_path / "new", 0)
     assert found is not None
     assert found.path == tmp_path / "old" / "checkpoints" / "step-6"
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "was", "now"),
+    [
+        ("optim", "name", "muon", "adamw"),
+        ("optim", "correction", "none", "nesterov"),
+        ("optim", "correction", "nesterov", "none"),
+        ("student", "optimizer", "muon", "adamw"),
+    ],
+)
+def test_another_optimizer_is_refused_before_the_run_folder_is_taken(tmp_path, part, key, was, now):
+    """Else the command would not work again once it is mended: its folder would hold a run."""
+    parts = {"student": {"enabled": True, "width": 8}, "optim": {}}
+    parts[part][key] = was
+    config = make(2, steps=2, report={"wandb": "off"}, **parts)
+    chain(config, open_dataset(config.data), tmp_path / "old")
+    longer = replace(config, steps=4, resume=str(tmp_path / "old"))
+    other = replace(longer, **{part: replace(getattr(longer, part), **{key: now})})
+    message = f"^{part}.{key}={now}: expected .* its config.yaml has {part}.{key}"
+    with pytest.raises(CheckpointError, match=message):
+        preflight(other, tmp_path / "new", 2)
+    assert not (tmp_path / "new").exists()
+    preflight(longer, tmp_path / "new", 2)
 
 
 # --- as processes --------------------------------------------------------------------------

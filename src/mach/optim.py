@@ -137,31 +137,59 @@ class Optimizer:
         """Whether an entry of `state` belongs to a parameter of this optimizer."""
         return name.rpartition("/")[0] in self._named
 
+    def check_state(self, names: Iterable[str]) -> None:
+        """Refuse what another kind of optimizer has remembered.
+
+        Args:
+            names: entries of a `state`; every one must be owned.
+
+        Raises:
+            CheckpointError: names the first parameter of which something else is remembered.
+        """
+        owner = self._owners()
+        by_parameter: dict[str, set[str]] = {}
+        for name in names:
+            parameter_name, _, key = name.rpartition("/")
+            by_parameter.setdefault(parameter_name, set()).add(key)
+        for name, found in by_parameter.items():
+            self._check_kind(name, found, _REMEMBERED[type(owner[name])])
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned in another process; every entry must be owned.
 
         Raises:
             CheckpointError: it is of another kind of optimizer.
         """
-        owner = {id(p): o for o, _ in self._optimizers for g in o.param_groups for p in g["params"]}
-        by_parameter: dict[str, dict[str, Tensor]] = {}
+        self.check_state(state)
+        owner = self._owners()
         for name, value in state.items():
             parameter_name, _, key = name.rpartition("/")
-            by_parameter.setdefault(parameter_name, {})[key] = value
-        for name, entries in by_parameter.items():
-            parameter = self._stepped[name]
-            optimizer = owner[id(parameter)]
-            self._check_kind(name, entries.keys(), _REMEMBERED[type(optimizer)])
-            for key, value in entries.items():
-                optimizer.state[parameter][key] = _laid_out_as(parameter, value)
+            parameter = self._stepped[parameter_name]
+            owner[parameter_name].state[parameter][key] = _laid_out_as(parameter, value)
+
+    def _owners(self) -> dict[str, torch.optim.Optimizer]:
+        """Which of the optimizers steps each parameter, by its name."""
+        names = {id(p): n for n, p in self._stepped.items()}
+        return {
+            names[id(p)]: optimizer
+            for optimizer, _ in self._optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
 
     def _check_kind(self, name: str, found: Set[str], expected: Set[str]) -> None:
-        if found != expected:
-            raise CheckpointError(
-                f"optim.name={self._config.name}: expected of {name} what it remembers "
-                f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
-                "optimizer. Go on with the one of the checkpoint: its config.yaml has the name."
-            )
+        if found == expected:
+            return
+        key, value = "optim.name", self._config.name
+        if name.startswith("student."):  # its config is made by `beside`
+            key = "student.optimizer"
+        elif found ^ expected == _OF_NADAM:
+            key, value = "optim.correction", self._config.correction
+        raise CheckpointError(
+            f"{key}={value}: expected of {name} what it remembers "
+            f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
+            f"optimizer. Go on with the one of the checkpoint: its config.yaml has {key}."
+        )
 
 
 def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
@@ -171,12 +199,15 @@ def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return own.copy_(value)
 
 
+_OF_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+_OF_NADAM = {"mu_product"}
+"""What it remembers more; `correction=nesterov` has it take AdamW's place."""
 _REMEMBERED: dict[type, set[str]] = {
     Muon: {"momentum_buffer"},
     torch.optim.Muon: {"momentum_buffer"},
     torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.NAdam: {"step", "exp_avg", "exp_avg_sq", "mu_product"},
+    torch.optim.AdamW: _OF_ADAMW,
+    torch.optim.NAdam: _OF_ADAMW | _OF_NADAM,
 }
 """The tensors that each keeps of a parameter."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from mach import checkpoint, runfolder
 from mach.channels.listen import listen_on
 from mach.channels.ncclpair import may_share_gpus
+from mach.checkpoint.state import OPTIMIZER
 from mach.config import Config
 from mach.configfile import fingerprint, load
 from mach.data import Dataset, check, open_dataset
@@ -45,7 +47,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
         if found is not None:
             checkpoint.verify(found, k)
             refuse_other(found.path, dataset.tokenizer, found.manifest.get("tokenizer"))
-            _check_fit(found, assembly, k)
+            assembly.dry(partial(_check_fit, found, assembly, k))
     runfolder.claim(run_dir, config)
     return config
 
@@ -130,11 +132,15 @@ def _goes_on_from(config: Config, run_dir: Path) -> Config | None:
     return None
 
 
-def _check_fit(found: checkpoint.Checkpoint, assembly: Assembly, k: int) -> None:
-    """Refuse a checkpoint of another network here, before the run folder is taken."""
-    meta = torch.device("meta")
-    with meta:  # shapes without numbers
-        checkpoint.check_fit(found, k, assembly.component(k, meta)[0])
+def _check_fit(
+    found: checkpoint.Checkpoint, assembly: Assembly, k: int, device: torch.device
+) -> None:
+    """Refuse a checkpoint of another network or optimizer, before the run folder is taken."""
+    component, optimizers = assembly.component(k, device)
+    stored = checkpoint.check_fit(found, k, component)
+    remembered = [name.removeprefix(OPTIMIZER) for name in stored if name.startswith(OPTIMIZER)]
+    for optimizer in optimizers.values():
+        optimizer.check_state(filter(optimizer.owns, remembered))
 
 
 def _check_devices(config: Config, places: int) -> None:

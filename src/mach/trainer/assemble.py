@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +31,8 @@ from mach.models import (
 from mach.optim import Optimizer, beside, matrices_of
 from mach.results import Cost, Costs
 from mach.shapes import TensorSpec
+
+_T = TypeVar("_T")
 
 
 class Assembly:
@@ -75,33 +79,43 @@ class Assembly:
                     spec = self.activations[k]
                     build_predictor(self.family, spec, self.bodies[k], self.config)
 
-    def costs(self) -> Costs:
-        """Inference cost of every part, by a dry run on meta; of somebody else's modules that do
-        not run there, on the CPU."""
+    def dry(self, ask: Callable[[torch.device], _T]) -> _T:
+        """What needs shapes and no numbers is asked on meta; of somebody else's modules that cannot
+        be there, or do not fit there, on the CPU.
+
+        Args:
+            ask: is given the device, which is the default one meanwhile.
+        """
+        meta, cpu = torch.device("meta"), torch.device("cpu")
         try:
-            return self._costs(torch.device("meta"))
+            with meta:
+                return ask(meta)
         except Exception:
             if not self.family.foreign:
                 raise
-            return self._costs(torch.device("cpu"))
+            with cpu:
+                return ask(cpu)
 
-    def _costs(self, device: torch.device) -> Costs:
+    def costs(self) -> Costs:
+        """Inference cost of every part, by a dry run."""
+        return self.dry(lambda _: self._costs())
+
+    def _costs(self) -> Costs:
         inputs = [self.task.sample, *self.activations]
         students: dict[int, Cost] = {}
         bodies: list[Cost] = []
         heads: list[Cost] = []
-        with device:
-            for k in range(self.config.components):
-                body, head = self._body_and_head(k)
-                raw = [self.task.sample] if joins(body) else []
-                bodies.append(Cost(*cost(body, inputs[k], *raw)))
-                heads.append(Cost(*cost(head, self.activations[k], beside=body)))
-            if self.config.student.enabled:
-                for k in range(1, self.config.components):
-                    student = build_student(
-                        self.family, self.activations[k - 1], self.bodies[k], self.config
-                    )
-                    students[k] = Cost(*cost(student, self.task.sample))
+        for k in range(self.config.components):
+            body, head = self._body_and_head(k)
+            raw = [self.task.sample] if joins(body) else []
+            bodies.append(Cost(*cost(body, inputs[k], *raw)))
+            heads.append(Cost(*cost(head, self.activations[k], beside=body)))
+        if self.config.student.enabled:
+            for k in range(1, self.config.components):
+                student = build_student(
+                    self.family, self.activations[k - 1], self.bodies[k], self.config
+                )
+                students[k] = Cost(*cost(student, self.task.sample))
         return Costs(bodies, heads, students)
 
     def component(self, k: int, device: torch.device) -> tuple[Component, dict[str, Optimizer]]:
