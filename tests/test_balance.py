@@ -4,8 +4,11 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from mach.balance import partition
+from mach.trainer.measure import Stopwatch
 
 
 def every_cut(blocks, parts):
@@ -51,3 +54,12 @@ def test_equal_blocks_are_divided_as_equally_as_can_be():
 
 def test_a_hundred_blocks_are_cut_within_a_second():
     assert sum(partition(110, 16, lambda k, start, stop: float(stop - start))) == 110
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_is_measured_may_change_its_input_in_place(gradient):
+    """It is given a copy: the next one is measured on the same tensor."""
+    module, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)), -torch.ones(4, 3)
+    times = Stopwatch(torch.device("cpu"), 1.0, 1).times(module, module, x, gradient)
+    assert min(times.forward_s, times.backward_s) > 0
+    assert torch.equal(x, -torch.ones(4, 3))

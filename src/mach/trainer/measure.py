@@ -81,15 +81,16 @@ class Stopwatch:
 
         def laps(lap: Callable[[], None]) -> None:
             leaf = x.detach().requires_grad_(gradient)
+            given = leaf.clone()  # may be changed in place, as inside a component; not timed
             lap()
-            out = run(leaf)
+            out = run(given)
             lap()
             if trained or gradient:
                 torch.autograd.backward(out, None if out.ndim == 0 else torch.ones_like(out))
             lap()
             module.zero_grad()
             if gradient:
-                again = run(leaf)
+                again = run(leaf.clone())
                 lap()
                 seed = None if again.ndim == 0 else torch.ones_like(again)
                 torch.autograd.grad(again, leaf, seed)
