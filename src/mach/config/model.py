@@ -216,7 +216,8 @@ class CustomConfig(ModelConfig):
     It returns a list of nn.Module, or an nn.Sequential; the first takes the raw samples. `depth` is
     found by calling it, and `blocks` has nothing to add."""
     arguments: Any = None
-    """Keyword arguments of the factory, as in model.arguments={width:64}."""
+    """Keyword arguments of the factory, as in 'model.arguments={width:128,depth:3}': in quotes, as
+    a shell would make two words of it."""
     head: str | None = None
     """package.module:function of (activation, task) that returns a head: [B, *activation.shape] to
     logits [N, C]. None: chosen by the activation's rank."""
@@ -238,8 +239,9 @@ class CustomConfig(ModelConfig):
         arguments = {} if self.arguments is None else self.arguments
         if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
             raise ConfigError(
-                "model.arguments: expected names with values, as in {width:64}; got "
-                f"{self.arguments!r}"
+                "model.arguments: expected names with values, as in "
+                f"'model.arguments={{width:128,depth:3}}'; got {self.arguments!r}. Put it in "
+                "quotes, or the shell makes several words of what is in braces."
             )
         if self.blocks != 1:
             raise ConfigError(
