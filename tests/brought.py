@@ -1,5 +1,7 @@
 """Networks as a user brings them along: each function returns blocks, some of them mistaken."""
 
+import sys
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,6 +36,10 @@ def flat(width=8, depth=4):
     """[8, 8] -> [width]."""
     first = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
     return [first, *(Residual(width) for _ in range(depth - 1))]
+
+
+def flat_of_12():
+    return flat(12)
 
 
 def twice(width=8):
@@ -94,6 +100,51 @@ def not_for_meta():
     return [nn.Linear(10, 12), Reads(), Residual(12)]
 
 
+class Tied(Reads):
+    """Has its weight twice, as no module has that `Module.to` moved from the CPU to meta."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(12, 12)
+        self.again.weight = self.linear.weight
+
+    def forward(self, x):
+        return self.again(F.relu(self.linear(x))) / self.scale
+
+
+def tied():
+    """[8, 8] -> [12]."""
+    return [nn.Sequential(nn.Flatten(), nn.Linear(64, 12)), Tied(), Tied()]
+
+
+def in_place():
+    """[10] -> [12]; two blocks change what the one below has made."""
+    later = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(12, 12)) for _ in range(2)]
+    return [nn.Linear(10, 12), later[0], nn.Linear(12, 12), later[1]]
+
+
+def small_table(tokens=99, width=16):
+    """For a text of which no byte is as large as `tokens`."""
+    return [nn.Embedding(tokens, width), Causal(width)]
+
+
+def normed():
+    return [nn.Linear(10, 12), nn.Sequential(nn.Linear(12, 12), nn.BatchNorm1d(12))]
+
+
+class ReadingHead(Reads):
+    def __init__(self, classes):
+        super().__init__()
+        self.out = nn.Linear(12, classes)
+
+    def forward(self, x):
+        return self.out(super().forward(x))
+
+
+def reading_head(activation, task):
+    return ReadingHead(task.classes)
+
+
 def own_head(activation, task):
     return nn.Linear(activation.shape[0], task.classes, bias=False)
 
@@ -104,6 +155,19 @@ def drawing_head(activation, task):
 
 def own_student(activation, task, config):
     return nn.Linear(task.sample.shape[0], activation.shape[0])
+
+
+def overwriting_head(activation, task):
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(activation.shape[0], task.classes))
+
+
+def overwriting_student(activation, task, config):
+    linear = nn.Linear(task.sample.shape[0], activation.shape[0])
+    return nn.Sequential(nn.Dropout(0.5, inplace=True), linear)
+
+
+def lazy_head(activation, task):
+    return nn.LazyLinear(task.classes)
 
 
 def wide_head(activation, task):
@@ -117,6 +181,10 @@ not_a_function = 3
 
 def raises():
     raise RuntimeError("no such luck")
+
+
+def exits():
+    sys.exit(0)
 
 
 def nothing():
@@ -160,6 +228,22 @@ def no_dropout():
     return [nn.Linear(10, 12), nn.Sequential(Residual(12), nn.Dropout(0.0)), Residual(12)]
 
 
+def lazy():
+    return [nn.Linear(10, 12), nn.Sequential(nn.ReLU(), nn.LazyLinear(12))]
+
+
+class Picky(nn.Module):
+    """Takes zeros, and not what the first block makes of samples."""
+
+    def forward(self, x):
+        assert not x.any(), "only zeros\nplease"
+        return x
+
+
+def picky():
+    return [nn.Linear(10, 12), Picky(), Residual(12)]
+
+
 class Noisy(nn.Module):
     def forward(self, x):
         return x + 1e-3 * torch.randn_like(x)
@@ -194,8 +278,34 @@ def nothing_to_train():
     return [nn.Linear(10, 12), nn.Sequential(nn.ReLU())]
 
 
+class Unused(nn.Module):
+    """Has parameters that its output does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return 2 * x
+
+
+def unused():
+    return [Unused(), nn.Linear(10, 12)]
+
+
 def overwrites():
     return [nn.Linear(10, 12), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(12, 12))]
+
+
+def overwrites_with_the_same():
+    """No number changes, and autograd refuses it all the same."""
+    positive = nn.Sequential(nn.Linear(10, 12), nn.ReLU())
+    return [positive, nn.Sequential(nn.ReLU(inplace=True), nn.Linear(12, 12))]
+
+
+def overwrites_through_a_view():
+    second = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(10, 12))
+    return [nn.Flatten(), second, Residual(12), Residual(12)]
 
 
 def own_random_numbers():

@@ -15,6 +15,7 @@ from torch import nn
 import brought
 import mach
 from clouds import clouds, make, weights
+from kept import save
 from mach import runfolder
 from mach.api import _config
 from mach.component.losses import target_loss
@@ -168,6 +169,13 @@ def test_dropout_with_probability_0_is_none(dataset):
     assert settle(own("no_dropout"), dataset).model.depth == 3
 
 
+def test_a_table_needs_no_token_that_the_text_has_not(tmp_path):
+    """Whether blocks see what they are to predict was tried with one that follows the last."""
+    (tmp_path / "ab.txt").write_bytes(b"abb" * 300)
+    text = open_dataset(TextConfig(path=str(tmp_path / "ab.txt"), context=8, test_samples=32))
+    assert settle(own("small_table"), text).model.depth == 2
+
+
 # --- what was found is kept --------------------------------------------------------------------
 
 
@@ -188,6 +196,18 @@ def test_the_large_block_is_left_to_itself(dataset, balance):
     assert sum(found) == 6
     assert found[0] in (1, 2), found
     assert max(found) >= 3, found
+
+
+def test_blocks_that_change_their_input_in_place_are_measured(dataset):
+    config = own("in_place", 1, model={"balance": "time"}, student={"enabled": True})
+    assert settle(config, dataset).model.balance == [4]
+
+
+@pytest.mark.parametrize("balance", ["params", "time"])
+def test_no_cut_is_put_where_a_block_changes_its_input_in_place(dataset, balance):
+    assert settle(own("in_place", 2, model={"balance": balance}), dataset).model.balance == [2, 2]
+    said = says(own("in_place", 3, model={"balance": balance}), dataset)
+    assert "in place. Take inplace=True from its first layer, or cut elsewhere." in said
 
 
 def test_a_config_that_is_not_settled_is_no_equal_cut(dataset):
@@ -213,6 +233,7 @@ def says(config, dataset) -> str:
         ("missing", "brought:missing: expected a function missing in module brought; it has none"),
         ("not_a_function", "expected a function; got int"),
         ("raises", "expected brought:raises to return; it raised RuntimeError: no such luck"),
+        ("exits", r"expected brought:exits to return; it called sys.exit\(0\)"),
         ("nothing", "expected a list of nn.Module blocks or an nn.Sequential; got nothing"),
         ("empty", "expected a list of nn.Module .*; got an empty list"),
         ("one_module", "expected a list of nn.Module .*; got one Residual. Return its layers"),
@@ -229,6 +250,12 @@ def says(config, dataset) -> str:
             r"block 1 \(Sequential\): expected the same output float32\[2, 12\] for the same input "
             r".*apart. It has 1 = Dropout\(p=0.01, inplace=False\). Set dropout to 0",
         ),
+        ("lazy", r"block 1 \(Sequential\): expected weights that have their shapes .*; 1.weight"),
+        (
+            "picky",
+            r"block 1 \(Picky\): expected it to take float32\[2, 12\], numbers from -\S+ to \S+; "
+            "it raised AssertionError: only zeros please",
+        ),
         (
             "noise",
             r"block 2 \(Noisy\): expected the same output .*; got outputs up to 0\.\d+ apart",
@@ -240,7 +267,10 @@ def says(config, dataset) -> str:
             "block 1 in component 1",
         ),
         ("nothing_to_train", r"component 1 \(blocks 1 to 1\): expected parameters to train"),
+        ("unused", r"component 0 \(blocks 0 to 0\): expected parameters to train"),
         ("overwrites", r"block 1 .*: expected its input to stay .*component 1 .* in place"),
+        ("overwrites_with_the_same", "block 1 .*: expected its input to stay .*component 1 "),
+        ("overwrites_through_a_view", "block 1 .*: expected its input to stay .*component 0 "),
         ("own_random_numbers", r"block 0 \(Linear\): expected the same first weights"),
         ("vectors", None),
     ],
@@ -253,7 +283,7 @@ def test_blocks_that_mach_cannot_train_are_refused(dataset, factory, message):
     said = says(config, dataset)
     print(said)
     assert re.search(message, said), said
-    assert said.startswith(("model.factory=brought:", "component 1"))
+    assert said.startswith(("model.factory=brought:", "component "))
     assert "\n" not in said
 
 
@@ -264,18 +294,42 @@ def test_blocks_that_mach_cannot_train_are_refused(dataset, factory, message):
         ({"factory": "brought.py"}, "expected package.module:function; got 'brought.py'"),
         ({"arguments": {"heigth": 3}}, "raised TypeError: .*heigth"),
         ({"arguments": [3]}, r"model.arguments: expected names with values, .*; got \[3\]"),
+        ({"arguments": "depth:3"}, "as in 'model.arguments=.*; got 'depth:3'. Put it in quotes"),
         ({"depth": 3}, r"expected model.depth=3 blocks; it returned 4"),
         ({"blocks": 2}, "model.blocks: expected none, as model.factory says"),
         ({"balance": [1, 2]}, r"sum to model.depth=4; got \[1, 2\], which is 3"),
         ({"logits": True}, r"model.logits=true: expected the last block to return \[4\] .*float32"),
         ({"head": "brought:wide_head"}, r"model.head: expected logits float32\[2, 4\] .*\[2, 5\]"),
         ({"head": "brought:nothing"}, "model.head=brought:nothing: .*raised TypeError"),
+        ({"head": "brought:lazy_head"}, "model.head=.*: expected weights that have their shapes"),
+        ({"head": "brought:overwriting_head"}, "model.head: expected its input .* in place"),
         ({"student": "brought:own_head"}, "model.student=.*raised TypeError"),
+        ({"student": "brought:overwriting_student"}, "model.student: expected its input .* place"),
     ],
 )
 def test_a_wrong_value_of_the_model_is_refused(dataset, model, message):
     with pytest.raises(ConfigError, match=message):
         settle(own("vectors", model=model, student={"enabled": True}), dataset)
+
+
+def test_blocks_are_tried_on_no_more_samples_than_a_microbatch_has(dataset):
+    """A batch norm has no variance of one."""
+    assert settle(own("normed", microbatch_size=2), dataset).model.depth == 2
+    said = says(own("normed", microbatch_size=1), dataset)
+    assert re.search(r"block 1 .*: expected it to take float32\[1, 12\].* more than 1 value", said)
+
+
+def test_a_table_that_is_too_small_for_the_text_is_refused(letters):
+    said = says(own("small_table"), letters)
+    assert re.search(r"block 0 \(Embedding\): .*int64\[2, 8\], numbers from .*IndexError", said)
+
+
+def test_a_module_that_exits_when_it_is_imported_is_a_mistake(dataset, tmp_path, monkeypatch):
+    """It is what a script without `if __name__` does, and the command once exited with 0."""
+    (tmp_path / "exiting.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = says(own("vectors", model={"factory": "exiting:blocks"}), dataset)
+    assert said.endswith("expected exiting to be imported; importing exiting called sys.exit()")
 
 
 def test_more_components_than_blocks_are_refused(dataset):
@@ -361,6 +415,27 @@ def test_a_run_that_goes_on_keeps_its_cut_and_does_not_measure_again(tmp_path, r
         found = inherit(asked, _goes_on_from(asked, out))
     assert found.model == before.model
     assert load(tmp_path / "run" / "config.yaml").model == before.model
+
+
+@pytest.mark.parametrize(
+    "model", [{"factory": "brought:tied"}, {"head": "brought:reading_head"}], ids=["tied", "head"]
+)
+def test_a_run_of_a_network_that_meta_cannot_have_goes_on(tmp_path, model):
+    asked = own("flat_of_12", model=model)  # make's data is digits
+    digits = open_dataset(asked.data)
+    config = settle(asked, digits)
+    oracle = Oracle(config, digits)
+    oracle.run()
+    save(oracle, config, tmp_path / "run")
+    found = preflight(replace(asked, steps=9, resume=str(tmp_path / "run")), tmp_path / "new", 2)
+    assert found.model == config.model
+
+
+def test_what_two_layers_share_is_counted_once():
+    config = own("tied", 1)
+    oracle = Oracle(config, open_dataset(config.data))
+    body = oracle.trainers[0].worker.component.body
+    assert oracle.assembly.costs().bodies[0].params == sum(p.numel() for p in body.parameters())
 
 
 @pytest.mark.timeout(200)

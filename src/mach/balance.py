@@ -24,7 +24,8 @@ def partition(blocks: int, parts: int, cost: Cost) -> list[int]:
     Args:
         blocks: n >= parts.
         parts: K >= 1; each has a block or more.
-        cost: of part k with blocks [start, stop), whatever the other parts have.
+        cost: of part k with blocks [start, stop), whatever the other parts have; infinite where
+            there can be no such part. The sizes are none where there is no cut without one.
     """
     assert 1 <= parts <= blocks, (parts, blocks)
     limit, _ = _best(blocks, parts, cost, max)

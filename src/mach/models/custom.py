@@ -22,7 +22,7 @@ from mach.config import CustomConfig, StudentConfig
 from mach.errors import ConfigError
 from mach.metrics import Task
 from mach.models.defaults import head_for, is_tokens, student_for
-from mach.models.factory import call_for_blocks, call_for_module, said
+from mach.models.factory import MISTAKES, call_for_blocks, call_for_module, did
 from mach.models.family import Builder, Family
 from mach.shapes import TensorSpec
 
@@ -65,10 +65,10 @@ class Custom(Family):
         """
         if torch.get_default_device().type == "meta":
             try:
-                return self._called().to(_META)
+                return _without_numbers(self._called())
             except ConfigError:  # because of meta? then not on the CPU
                 with torch.random.fork_rng(devices=[]), _CPU:
-                    return self._called().to(_META)
+                    return _without_numbers(self._called())
         return self._called()
 
     @cached_property
@@ -85,7 +85,7 @@ class Custom(Family):
         for index, block in enumerate(on_meta):
             try:
                 out = _dry_run(block, spec, _META)
-            except Exception:  # because of meta? then not on the CPU
+            except MISTAKES:  # because of meta? then not on the CPU
                 with torch.random.fork_rng(devices=[]), _CPU:
                     on_cpu = on_cpu or self.whole()
                     out = self._run_on_cpu(index, on_cpu[index], spec)
@@ -150,10 +150,10 @@ class Custom(Family):
         before = "the raw sample" if index == 0 else f"what block {index - 1} returns"
         try:
             return _dry_run(block, spec, _CPU)
-        except Exception as error:
+        except MISTAKES as error:
             raise ConfigError(
                 f"{self.name(index, block)}: expected it to take {before}, {spec} of each sample; "
-                f"it begins with {_first_layer(block)} and raised {said(error)}"
+                f"it begins with {_first_layer(block)} and {did(error)}"
             ) from error
 
     def _output(self, index: int, block: nn.Module, spec: TensorSpec, out: object) -> TensorSpec:
@@ -180,6 +180,24 @@ class Custom(Family):
                 f"{' or '.join(str(list(shape)) for shape in allowed)} for each sample, a number "
                 f"for each class; got {last}. Set model.logits=false to have a head put on it."
             )
+
+
+def _without_numbers(blocks: nn.ModuleList) -> nn.ModuleList:
+    """Move blocks to meta. What two layers share they still share there: `Module.to` gives each a
+    parameter of its own where it cannot keep the old one, as from the CPU to meta."""
+    places = [
+        (module, name, tensor)
+        for module in blocks.modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False, remove_duplicate=False)
+    ]
+    blocks.to(_META)
+    moved: dict[int, Tensor] = {}
+    for module, name, tensor in places:
+        own = getattr(module, name)
+        if (first := moved.setdefault(id(tensor), own)) is not own:
+            setattr(module, name, first)
+    return blocks
 
 
 def _dry_run(block: nn.Module, spec: TensorSpec, device: torch.device) -> object:

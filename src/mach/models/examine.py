@@ -2,13 +2,13 @@
 
 A component runs a microbatch through its body more than once (replay, distillation, evaluation), so
 a block must be a function of its input and its weights: nothing drawn at random, nothing
-remembered. Each is run on the CPU, on two samples of the data, with the weights it will begin with.
+remembered. Each is run on the CPU, on samples of the data, with the weights it will begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,32 +17,29 @@ from torch.nn.modules.batchnorm import _NormBase
 from mach.config import StudentConfig
 from mach.errors import ConfigError
 from mach.models.custom import Custom
+from mach.models.factory import MISTAKES, did
 from mach.shapes import TensorSpec, spec_of
 
 ROWS = 2
-"""Samples that it takes."""
+"""Samples that it takes, where a microbatch has as many."""
 _DRAWS = 16
 """How often a block that draws random numbers is run to see whether they matter: not where the
 probability of a dropout is 0."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """Blocks that are functions of input and weights."""
-
-    blocks: nn.ModuleList
-    overwriting: frozenset[int]
-    """Those that change their input in place."""
-
-
 @torch.no_grad()
-def examine(family: Custom, first: nn.ModuleList, second: nn.ModuleList, x: Tensor) -> Found:
+def examine(
+    family: Custom, first: nn.ModuleList, second: nn.ModuleList, x: Tensor
+) -> frozenset[int]:
     """Try the blocks, wherever the network will be cut.
 
     Args:
         first: all blocks, on the CPU.
         second: the same, built once more from the same seed.
-        x: raw samples [ROWS, ...].
+        x: raw samples.
+
+    Returns:
+        The blocks that change their input in place, with which no component can begin.
 
     Raises:
         ConfigError: for the first block that mach cannot train, with its index.
@@ -52,58 +49,63 @@ def examine(family: Custom, first: nn.ModuleList, second: nn.ModuleList, x: Tens
     with torch.random.fork_rng(devices=[]):
         for index, block in enumerate(first):
             name = family.name(index, block)
-            out = _check_replay(name, block, h)
-            if spec_of(out) != (meant := family.outputs[index].batched(ROWS)):
+            out, _, overwrote = _check_replay(name, block, h)
+            if spec_of(out) != (meant := family.outputs[index].batched(len(x))):
                 raise ConfigError(
                     f"{name}: expected {meant}, as it makes of zeros; got {spec_of(out)} of "
                     "samples of the data. Make its output's shape depend on its input's alone."
                 )
-            given = h.clone()
-            block(given)
-            if not _same(given, h):
+            if overwrote:
                 overwriting.add(index)
             h = out
-    if family.per_position and x.shape[1] > 1:
-        _check_causal(family, first, x, h)
-    return Found(first, frozenset(overwriting))
+        if family.per_position and x.shape[1] > 1:
+            _check_causal(family, first, x, h)
+    return frozenset(overwriting)
 
 
-def examine_cut(family: Custom, found: Found, bodies: list[range], student: StudentConfig) -> None:
-    """Try the components of a cut: what they would share, and the modules put on them.
+def examine_cut(
+    family: Custom, blocks: nn.ModuleList, x: Tensor, bodies: list[range], student: StudentConfig
+) -> None:
+    """Try the components of a cut: their bodies, what they would share, what is put on them.
+
+    Args:
+        blocks: all of them, which `examine` has passed.
+        x: raw samples.
 
     Raises:
         ConfigError: for the first thing that two processes cannot do.
     """
-    _check_shared(family, found.blocks, bodies)
-    for k, body in enumerate(bodies):
-        name = f"component {k} (blocks {body.start} to {body.stop - 1})"
-        if not any(p.requires_grad for i in body for p in found.blocks[i].parameters()):
-            raise ConfigError(
-                f"{name}: expected parameters to train; its blocks have none. Set model.balance to "
-                "a list that gives it others as well, or components to fewer."
-            )
-        if body.start in found.overwriting:
-            raise ConfigError(
-                f"{family.name(body.start, found.blocks[body.start])}: expected its input to stay "
-                f"as it is, as {name} begins with it and runs its input again; it changes it in "
-                "place. Take inplace=True from its first layer, or cut elsewhere."
-            )
-    ends = [family.outputs[body.stop - 1] for body in bodies]
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
-        _check_heads(family, bodies, ends)
-        if student.enabled:
-            _check_students(family, ends[:-1], student)
+    _check_shared(family, blocks, bodies)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        ends, h = list[Tensor](), x
+        for k, body in enumerate(bodies):
+            name = f"component {k} (blocks {body.start} to {body.stop - 1})"
+            h = _check_body(family, name, blocks, body, h)
+            ends.append(h)
+        with torch.no_grad():
+            _check_heads(family, bodies, ends)
+            if student.enabled:
+                _check_students(family, bodies[:-1], x, student)
 
 
 # --- one block ---------------------------------------------------------------------------------
 
 
-def _check_replay(name: str, block: nn.Module, x: Tensor) -> Tensor:
+class _Ran(NamedTuple):
+    out: Tensor
+    drew: bool
+    """Whether random numbers were drawn."""
+    overwrote: bool
+    """Whether the input was changed in place."""
+
+
+def _check_replay(name: str, block: nn.Module, x: Tensor) -> _Ran:
     """What a block makes of x, once it is sure that it always makes the same."""
     buffers = {key: value.clone() for key, value in _buffers(block)}
-    out, drew = _run(block, x, 0)
-    for draw in range(1, _DRAWS if drew else 2):
-        again, _ = _run(block, x, draw)
+    ran = _run(name, block, x, 0)
+    out = ran.out
+    for draw in range(1, _DRAWS if ran.drew else 2):
+        again = _run(name, block, x, draw).out
         if not _same(out, again):
             most = (out.double() - again.double()).abs().max().item()
             raise ConfigError(
@@ -118,15 +120,34 @@ def _check_replay(name: str, block: nn.Module, x: Tensor) -> Tensor:
                 f"forwards again (the running statistics of norms aside); it changed {key}, "
                 f"{spec_of(value)}. Take that state out of the block."
             )
+    return ran
+
+
+def _run(name: str, block: nn.Module, x: Tensor, seed: int) -> _Ran:
+    """What a block makes of a copy of x."""
+    torch.manual_seed(seed)
+    before = torch.get_rng_state()
+    given = x.clone()
+    out = _tried(name, block, given)
+    drew = not torch.equal(before, torch.get_rng_state())
+    return _Ran(out.clone(), drew, _overwritten(given, x))
+
+
+def _tried(who: str, module: nn.Module, x: Tensor) -> Tensor:
+    """What somebody's module makes of x itself."""
+    taken = f"{spec_of(x)}, numbers from {x.min().item():.6g} to {x.max().item():.6g}"
+    try:
+        out = module(x)
+    except MISTAKES as error:
+        raise ConfigError(f"{who}: expected it to take {taken}; it {did(error)}") from error
+    if not isinstance(out, Tensor):
+        raise ConfigError(f"{who}: expected a tensor of {taken}; got {type(out).__name__}.")
     return out
 
 
-def _run(block: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, bool]:
-    """What a block makes of a copy of x, and whether it drew random numbers for it."""
-    torch.manual_seed(seed)
-    before = torch.get_rng_state()
-    out: Tensor = block(x.clone())
-    return out.clone(), not torch.equal(before, torch.get_rng_state())
+def _overwritten(given: Tensor, x: Tensor) -> bool:
+    """Whether a copy of x was written to: autograd refuses that also where its numbers stay."""
+    return given._version > 0 or not _same(given, x)
 
 
 def _buffers(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -168,11 +189,13 @@ def _check_weights(family: Custom, first: nn.ModuleList, second: nn.ModuleList) 
 
 def _check_causal(family: Custom, blocks: nn.ModuleList, x_BT: Tensor, h: Tensor) -> None:
     """The token after each position is to be predicted, so it must not be seen."""
+    known, places_BT = x_BT.unique(return_inverse=True)
     other_BT = x_BT.clone()
-    other_BT[:, -1] = (other_BT[:, -1] + 1) % family.task.classes
-    other: Tensor = other_BT
-    for block in blocks:
-        other = block(other)
+    # One of its own: another may be none to the blocks, as to a table no larger than needed.
+    other_BT[:, -1] = known.roll(1)[places_BT[:, -1]]
+    other = other_BT
+    for index, block in enumerate(blocks):
+        other = _tried(family.name(index, block), block, other)
     if not torch.allclose(h[:, :-1], other[:, :-1], rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ConfigError(
             f"model.factory: expected blocks that see no later token, as each of the "
@@ -196,41 +219,64 @@ def _check_shared(family: Custom, blocks: nn.ModuleList, bodies: list[range]) ->
                     )
 
 
+def _check_body(
+    family: Custom, component: str, blocks: nn.ModuleList, body: range, x: Tensor
+) -> Tensor:
+    """What a component makes of its input, once it is sure that it leaves it as it is, and that
+    there is something to train."""
+    given = out = x.clone()
+    for index in body:
+        name = family.name(index, blocks[index])
+        out = _tried(name, blocks[index], out)
+        if _overwritten(given, x):  # by a later block too, where the first returns a view
+            raise ConfigError(
+                f"{name}: expected its input to stay as it is, as that is what {component} is "
+                "given, which runs it again; it changes it in place. Take inplace=True from its "
+                "first layer, or cut elsewhere."
+            )
+    if not out.requires_grad:
+        raise ConfigError(
+            f"{component}: expected parameters to train; its output depends on none. Set "
+            "model.balance to a list that gives it others as well, or components to fewer."
+        )
+    return out.detach()
+
+
 # --- what is put on them -----------------------------------------------------------------------
 
 
-def _check_heads(family: Custom, bodies: list[range], ends: list[TensorSpec]) -> None:
-    targets = ROWS * family.task.sample.shape[0] if family.per_position else ROWS
-    expected = TensorSpec((targets, family.task.classes))
-    for body, activation in zip(bodies, ends, strict=True):
-        head = family.exit(activation, body.stop)
-        logits = _tried("model.head", head, activation)
+def _check_heads(family: Custom, bodies: list[range], ends: list[Tensor]) -> None:
+    positions = family.task.sample.shape[0] if family.per_position else 1
+    for body, h in zip(bodies, ends, strict=True):
+        head = family.exit(family.outputs[body.stop - 1], body.stop)
+        logits = _tried_on_top("model.head", head, h)
+        expected = TensorSpec((len(h) * positions, family.task.classes))
         if spec_of(logits).shape != expected.shape:
             raise ConfigError(
-                f"model.head: expected logits {expected} of {activation.batched(ROWS)}, after "
-                f"block {body.stop - 1}; got {spec_of(logits)}."
+                f"model.head: expected logits {expected} of {spec_of(h)}, after block "
+                f"{body.stop - 1}; got {spec_of(logits)}."
             )
 
 
-def _check_students(family: Custom, ends: list[TensorSpec], config: StudentConfig) -> None:
-    for activation in ends:
-        guess = _tried("model.student", family.student(activation, config), family.task.sample)
-        if spec_of(guess).shape != activation.batched(ROWS).shape:
+def _check_students(family: Custom, below: list[range], x: Tensor, config: StudentConfig) -> None:
+    for body in below:
+        activation = family.outputs[body.stop - 1]
+        guess = _tried_on_top("model.student", family.student(activation, config), x)
+        expected = activation.batched(len(x))
+        if spec_of(guess).shape != expected.shape:
             raise ConfigError(
-                f"model.student: expected {activation.batched(ROWS)}, the activation it predicts, "
-                f"of {family.task.sample.batched(ROWS)}; got {spec_of(guess)}."
+                f"model.student: expected {expected}, the activation it predicts, of "
+                f"{spec_of(x)}; got {spec_of(guess)}."
             )
 
 
-def _tried(key: str, module: nn.Module, sample: TensorSpec) -> Tensor:
-    x = torch.zeros((ROWS, *sample.shape), dtype=sample.dtype)
-    try:
-        out = module(x)
-    except Exception as error:
+def _tried_on_top(key: str, module: nn.Module, x: Tensor) -> Tensor:
+    """What a module makes of an input that it shares, once it is sure that it leaves that alone."""
+    given = x.clone()
+    out = _tried(key, module, given)
+    if _overwritten(given, x):
         raise ConfigError(
-            f"{key}: expected it to take {spec_of(x)}; it raised {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(out, Tensor):
-        raise ConfigError(f"{key}: expected a tensor of {spec_of(x)}; got {type(out).__name__}.")
+            f"{key}: expected its input {spec_of(x)} to stay as it is, as others are given it as "
+            "well; it changes it in place. Take inplace=True from its first layer."
+        )
     return out

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mach.errors import ConfigError
+
+MISTAKES = (Exception, SystemExit)
+"""How code of the user's may end. The second would end the command as well, and without a word."""
 
 
 def locate(key: str, place: str) -> Callable[..., Any]:
@@ -44,7 +48,7 @@ def locate(key: str, place: str) -> Callable[..., Any]:
             f"{key}={place}: expected a function {name} in module {module}; it has none. Check the "
             "name."
         ) from error
-    except Exception as error:
+    except MISTAKES as error:
         raise ConfigError(_broken(key, place, module, error)) from error
     if not callable(found):
         raise ConfigError(
@@ -64,10 +68,8 @@ def call(key: str, place: str, *arguments: Any, **options: Any) -> Any:
     function = locate(key, place)
     try:
         return function(*arguments, **options)
-    except Exception as error:
-        raise ConfigError(
-            f"{key}={place}: expected {place} to return; it raised {said(error)}"
-        ) from error
+    except MISTAKES as error:
+        raise ConfigError(f"{key}={place}: expected {place} to return; it {did(error)}") from error
 
 
 def call_for_module(key: str, place: str, *arguments: Any) -> nn.Module:
@@ -79,6 +81,7 @@ def call_for_module(key: str, place: str, *arguments: Any) -> nn.Module:
     made = call(key, place, *arguments)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{key}={place}: expected an nn.Module; got {_kind(made)}.")
+    _refuse_lazy(f"{key}={place}", made)
     return made
 
 
@@ -100,22 +103,32 @@ def call_for_blocks(key: str, place: str, options: dict[str, Any]) -> nn.ModuleL
             f"{_kind(made)}. Does the function end with `return`?"
         )
     for index, block in enumerate(made):
+        who = f"{key}={place}: block {index}"
         if not isinstance(block, nn.Module):
-            raise ConfigError(
-                f"{key}={place}: block {index}: expected an nn.Module; got {_kind(block)}. Wrap "
-                "it in one."
-            )
+            raise ConfigError(f"{who}: expected an nn.Module; got {_kind(block)}. Wrap it in one.")
+        _refuse_lazy(f"{who} ({type(block).__name__})", block)
     return nn.ModuleList(made)
 
 
-def said(error: Exception) -> str:
-    """An exception of the user's code in one line."""
+def did(error: BaseException) -> str:
+    """What code of the user's did instead of what it was called for, in one line."""
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"raised {type(error).__name__}: {text}" if text else f"raised {type(error).__name__}"
 
 
-def _broken(key: str, place: str, module: str, error: Exception) -> str:
-    return f"{key}={place}: expected {module} to be imported; it raised {said(error)}"
+def _broken(key: str, place: str, module: str, error: BaseException) -> str:
+    return f"{key}={place}: expected {module} to be imported; importing {module} {did(error)}"
+
+
+def _refuse_lazy(who: str, made: nn.Module) -> None:
+    for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"{who}: expected weights that have their shapes when it is built; {name} gets its "
+                "own with the first input, as in nn.LazyLinear. Say the sizes: nn.Linear(in, out)."
+            )
 
 
 def _kind(value: object) -> str:

@@ -7,6 +7,8 @@ later, read what was found as `model.depth` and as a list in `model.balance`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Set
 from dataclasses import replace
 
 import torch
@@ -43,11 +45,12 @@ def settle(config: Config, dataset: Dataset, device: torch.device | None = None)
         first, second = (seeded(config.seed, "blocks", 0, family.whole) for _ in range(2))
     assert isinstance(first, nn.ModuleList)
     assert isinstance(second, nn.ModuleList)
-    x, _ = Batches(dataset, config.seed, ROWS, _CPU).train(0)
-    found = examine(family, first, second, x)
+    # Of one sample a batch norm has no variance, so not of more than the run will have.
+    x, _ = Batches(dataset, config.seed, min(ROWS, config.microbatch_size), _CPU).train(0)
+    joined = examine(family, first, second, x)
     if not config.model.settled:
-        config = _divided(config, dataset, device or _CPU)
-    examine_cut(family, found, config.bodies(), config.student)
+        config = _divided(config, dataset, device or _CPU, joined)
+    examine_cut(family, first, x, config.bodies(), config.student)
     return config
 
 
@@ -83,10 +86,22 @@ def _with_depth(config: Config, model: CustomConfig, depth: int) -> Config:
     return _with(config, depth=depth)
 
 
-def _divided(config: Config, dataset: Dataset, device: torch.device) -> Config:
-    """The config with a list in `model.balance`."""
+def _divided(
+    config: Config, dataset: Dataset, device: torch.device, joined: Set[int] = frozenset()
+) -> Config:
+    """The config with a list in `model.balance`.
+
+    Args:
+        joined: blocks that no component can begin with.
+    """
     depth = config.model.total(config.components)
     assert depth >= config.components, "the config has refused it"
     by_size = config.model.balance == "params"
     cost = by_params(config, dataset) if by_size else by_time(config, dataset, device)
-    return _with(config, balance=partition(depth, config.components, cost))
+
+    def allowed(k: int, start: int, stop: int) -> float:
+        return math.inf if start in joined else cost(k, start, stop)
+
+    sizes = partition(depth, config.components, allowed)
+    # Where none is allowed, examine_cut says of the best why not.
+    return _with(config, balance=sizes or partition(depth, config.components, cost))

@@ -105,7 +105,7 @@ class _Measured:
             self.blocks.append(watch.times(part, partial(run, part), h, moving))
             moving = moving or any(p.requires_grad for p in part.parameters())
             with torch.no_grad():
-                h = run(part, h)
+                h = run(part, h.clone())  # a block may change it in place, and the first has x
             part.to("cpu")  # one at a time: the network need not fit in this device
             if index == 0:  # the stem
                 continue
