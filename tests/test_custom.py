@@ -301,6 +301,11 @@ def test_blocks_that_mach_cannot_train_are_refused(dataset, factory, message):
         ({"logits": True}, r"model.logits=true: expected the last block to return \[4\] .*float32"),
         ({"head": "brought:wide_head"}, r"model.head: expected logits float32\[2, 4\] .*\[2, 5\]"),
         ({"head": "brought:nothing"}, "model.head=brought:nothing: .*raised TypeError"),
+        ({"head": "brought:narrow_head"}, r"model.head: expected .* float32\[2, 12\], .*Runtime"),
+        (
+            {"head": "brought:narrow_head", "balance": "time"},
+            r"model.head: expected it to train on float32\[8, 12\], .*; it raised RuntimeError",
+        ),
         ({"head": "brought:lazy_head"}, "model.head=.*: expected weights that have their shapes"),
         ({"head": "brought:overwriting_head"}, "model.head: expected its input .* in place"),
         ({"student": "brought:own_head"}, "model.student=.*raised TypeError"),

@@ -5,6 +5,7 @@ The stem weighs on the lowest component; each carries its head, and its student 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 
@@ -15,9 +16,13 @@ from mach.balance import Cost
 from mach.component.losses import distillation_loss, target_loss
 from mach.config import Config
 from mach.data import Batches, Dataset
+from mach.errors import ConfigError
 from mach.models import build_body, build_head, build_student, family_of
-from mach.shapes import TensorSpec
+from mach.models.factory import MISTAKES, did
+from mach.shapes import TensorSpec, spec_of
 from mach.trainer.measure import Stopwatch, Times, computing
+
+_Loss = Callable[[Tensor], Tensor]
 
 _LONGEST_S = 20.0
 """Longest that all measurements take, slow networks aside: each part is run once at least."""
@@ -99,6 +104,17 @@ class _Measured:
         def student_loss(child: Tensor, module: nn.Module, x: Tensor) -> Tensor:
             return distillation_loss(run(module, x), child)
 
+        def timed(key: str, module: nn.Module, loss: _Loss, x: Tensor, gradient: bool) -> Times:
+            try:
+                return watch.times(module, loss, x, gradient)
+            except MISTAKES as error:
+                if not family.foreign:
+                    raise
+                raise ConfigError(
+                    f"{key}: expected it to train on {spec_of(x)}, as model.balance=time measures "
+                    f"it; it {did(error)}"
+                ) from error
+
         h, moving = x, False  # whether there is anything below that wants a gradient
         for index, part in enumerate(body):
             part.to(device)
@@ -112,11 +128,11 @@ class _Measured:
             spec, top = ends[index - 1], index == depth
             if (spec, top) not in heads:
                 head = build_head(family, spec, range(index), config.seed).to(device)
-                heads[spec, top] = watch.times(head, partial(head_loss, head), h, True)
+                heads[spec, top] = timed("model.head", head, partial(head_loss, head), h, True)
             if config.student.enabled and not top and spec not in students:
                 student = build_student(family, spec, range(index, depth), config).to(device)
                 loss = partial(student_loss, h, student)
-                students[spec] = watch.times(student, loss, x, False)
+                students[spec] = timed("model.student", student, loss, x, False)
         self.heads = [heads[spec, end == depth] for end, spec in _by_end(ends)]
         self.students = [students[spec] for spec in ends[:-1]] if config.student.enabled else []
 
