@@ -18,6 +18,7 @@ from mach.data import Batches, open_dataset
 from mach.errors import ConfigError, DataError
 from mach.metrics import Task
 from mach.models.gpt import Attention, Gpt
+from mach.optim import matrices_of
 from mach.shapes import TensorSpec
 from mach.trainer import Assembly, Oracle
 from runs import stored_tensors
@@ -195,6 +196,11 @@ def test_muon_takes_the_matrices_of_the_blocks_and_no_table(path):
         "body.stem.positions.weight",
         "head.linear.weight",
     }
+
+
+def test_muon_takes_no_scales_of_a_norm_over_positions():
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm([3, 4]), nn.RMSNorm([3, 4]))
+    assert matrices_of("body", module) == {"body.0.weight"}
 
 
 @pytest.mark.parametrize("samples", [6, 7])

@@ -235,15 +235,17 @@ class _Matrix:
 
 
 def matrices_of(prefix: str, module: nn.Module) -> frozenset[str]:
-    """What Muon takes of a body: what multiplies, by its name below `prefix`. A table is looked up,
-    and Muon's orthogonal step is not meant for that."""
+    """What Muon takes of a body: what multiplies, by its name below `prefix`. Its orthogonal step
+    is not meant for a table, which is looked up, nor for a norm's scales of [T, D]."""
 
-    def weights_of(kind: type[nn.Module]) -> set[str]:
-        return {f"{prefix}.{n}.weight" for n, m in module.named_modules() if isinstance(m, kind)}
+    def of(*kinds: type[nn.Module]) -> set[str]:
+        owners = [(n, m) for n, m in module.named_modules(prefix=prefix) if isinstance(m, kinds)]
+        return {f"{n}.{own}" for n, m in owners for own, _ in m.named_parameters(recurse=False)}
 
-    tables, kernels = weights_of(nn.Embedding), weights_of(_ConvNd)
+    kernels = {name for name in of(_ConvNd) if name.endswith(".weight")}
     named = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
-    return frozenset({n for n, p in named.items() if p.ndim == 2 or n in kernels} - tables)
+    matrices = {name for name, p in named.items() if p.ndim == 2} | kernels
+    return frozenset(matrices & named.keys() - of(nn.Embedding, nn.LayerNorm, nn.RMSNorm))
 
 
 def beside(
