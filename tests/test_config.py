@@ -11,7 +11,7 @@ import pytest
 from clouds import make
 from mach.config import Config, DigitsConfig, GenerateConfig, MlpConfig
 from mach.config.describe import options as options_of
-from mach.configfile import MODELS, SOURCES, fingerprint, from_mapping, from_yaml, to_yaml
+from mach.configfile import MODELS, SOURCES, fingerprint, from_mapping, from_yaml, load, to_yaml
 from mach.errors import ConfigError
 from mach.launcher.compose import compose, conf_dir
 
@@ -38,8 +38,13 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"delay": -1}, "delay: expected 0 or more; got -1"),
         ({"accumulate": 0}, "accumulate: expected 1 or more"),
         ({"steps": 0}, "steps: expected 1 or more"),
-        ({"microbatch_size": 0}, "microbatch_size: expected 1 or more"),
-        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"microbatch_size": 0}, "microbatch_size: expected 1 to 1048576; got 0"),
+        ({"microbatch_size": 10**14}, "microbatch_size: expected 1 to 1048576; got 10"),
+        ({"seed": -1}, "seed: expected 0 to 9223372036854775807; got -1"),
+        ({"seed": 2**63}, "seed: expected 0 to 9223372036854775807; got 9223372036854775808"),
+        ({"out": ""}, "out: expected a folder; got an empty name.* Say out=FOLDER, or leave out"),
+        ({"resume": " "}, "resume: expected a folder; got an empty name"),
+        ({"model": 3}, "model: expected a group of keys; got 3"),
         ({"feedback": -0.5}, "feedback: expected 0 or more"),
         ({"feedback": float("nan")}, "feedback: expected 0 or more; got nan"),
         ({"schedule": "fast"}, "schedule: expected one of sync, delayed, free.*'fast'"),
@@ -59,7 +64,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"data": TOKENS | {"vocabulary": 1}}, "data.vocabulary: expected 2 or more; got 1"),
         ({"data": TOKENS | {"dtype": "float32"}}, "data.dtype: expected one of uint8, uint16, "),
         ({"data": TOKENS | {"bytes_per_token": 0}}, "bytes_per_token: expected a number above 0"),
-        ({"data": {"name": "mnist", "timeout_s": 0}}, "data.timeout_s: expected 1 or more"),
+        ({"data": {"name": "mnist", "timeout_s": 0}}, "data.timeout_s: expected 1 to 31622400.0"),
         ({"data": {"prefetch": -1}}, "data.prefetch: expected 0 or more; got -1"),
         ({"head": {"weight": -1}}, "head.weight: expected 0 or more"),
         ({"feedback": 0, "head": {"weight": 0}}, "head.weight: expected more than 0"),
@@ -73,8 +78,12 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"transport": {"credits": 0}}, "transport.credits: expected"),
         ({"transport": {"timeout_s": 0}}, "transport.timeout_s: expected seconds above 0"),
         ({"transport": {"timeout_s": float("inf")}}, "transport.timeout_s"),
+        ({"transport": {"timeout_s": 1e10}}, "timeout_s: .* above 0, at most 31622400; got 1e"),
+        ({"transport": {"start_timeout_s": 1e10}}, "transport.start_timeout_s: expected seconds"),
+        ({"report": {"finish_timeout_s": 1e10}}, "report.finish_timeout_s: expected 0 to"),
         ({"launch": {"device": "tpu"}}, "launch.device: expected one of auto, cpu, cuda"),
-        ({"launch": {"threads": 0}}, "launch.threads: expected 1 or more"),
+        ({"launch": {"threads": 0}}, "launch.threads: expected 1 to 1024"),
+        ({"launch": {"threads": 100_000}}, "launch.threads: expected 1 to 1024; got 100000"),
         ({"launch": {"max_restarts": -1}}, "launch.max_restarts: expected 0 or more"),
         ({"report": {"every": 0}}, "report.every: expected 1 or more"),
         ({"report": {"wandb": "yes"}}, "report.wandb: expected one of auto, online"),
@@ -150,6 +159,23 @@ def test_what_changes_no_number_leaves_the_fingerprint(values):
 )
 def test_what_changes_a_number_changes_the_fingerprint(values):
     assert fingerprint(from_mapping(values)) != fingerprint(Config())
+
+
+@pytest.mark.parametrize("text", ["", "- delay", "3"])
+def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, text):
+    """An empty one, as of a disk that was full, was once loaded as all defaults."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read as a config: "):
+        load(path)
+
+
+def test_letters_that_are_not_ascii_are_said_to_need_quotes():
+    says = "not ASCII, inside the quotes of the shell: key='\"a=b\"'"
+    with pytest.raises(ConfigError, match=says):
+        compose(["data=text", "data.path=\N{LATIN SMALL LETTER E WITH ACUTE}.txt"])
+    quoted = "data.path='\N{LATIN SMALL LETTER E WITH ACUTE}.txt'"
+    assert compose(["data=text", quoted]).data.path == "\N{LATIN SMALL LETTER E WITH ACUTE}.txt"
 
 
 # --- what follows from it ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from mach.config import Config
 from mach.errors import ConfigError
 from mach.launcher.app import launch
 from mach.launcher.compose import compose
+from mach.randomness import seed_of
 from runs import LONG, checkpoint_steps, lines, result, scores, stored_tensors
 
 pytestmark = pytest.mark.timeout(400)  # the first waits for a run to end
@@ -90,6 +91,14 @@ def test_heads_that_draw_random_numbers_go_on_drawing_where_they_were(tmp_path):
     streams = [mine[name] for name in mine if "random_state" in name]
     assert len(streams) == 3
     assert not torch.equal(streams[0], streams[1])
+
+
+def test_seeds_are_as_large_as_eight_bytes_hold(tmp_path):
+    """Each component's streams have a seed of their own, made of this one."""
+    launch(compose([*LONG, "launch=inprocess", "steps=1", f"seed={2**63 - 1}", f"out={tmp_path}"]))
+    assert result(tmp_path)["seed"] == 2**63 - 1
+    assert seed_of(2**62, 4, 1) == 1
+    assert seed_of(5, 4, 1) == 21
 
 
 @pytest.mark.parametrize(

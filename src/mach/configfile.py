@@ -79,7 +79,10 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     schema = OmegaConf.structured(Config)
     try:
         for key, kinds in (("model", MODELS), ("data", SOURCES)):
-            name = values.get(key, {}).get("name", schema[key].name)
+            part = values.get(key, {})
+            if not isinstance(part, Mapping):
+                raise ConfigError(f"{key}: expected a group of keys; got {part!r}")
+            name = part.get("name", schema[key].name)
             one_of(f"{key}.name", name, tuple(kinds))
             schema[key] = OmegaConf.structured(kinds[name])
         merged = OmegaConf.merge(schema, OmegaConf.create(dict(values)))
@@ -128,9 +131,15 @@ def from_arguments(kind: type[Arguments], words: Sequence[str]) -> Arguments:
 
 
 def from_yaml(text: str) -> Config:
-    """Build and check a `Config` from what `to_yaml` wrote."""
+    """Build and check a `Config` from what `to_yaml` wrote.
+
+    Raises:
+        ValueError: the text is something else.
+        ConfigError: as `from_mapping`.
+    """
     values = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(values, dict)
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"expected keys with values; got {values or 'nothing'}")
     return from_mapping({str(key): value for key, value in values.items()})
 
 
@@ -142,7 +151,8 @@ def load(path: Path) -> Config:
     """
     try:
         return from_yaml(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, AssertionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        # OmegaConf asserts that there is a list or a group of keys.
         raise ConfigError(f"{path}: cannot be read as a config: {error}") from error
 
 

@@ -143,8 +143,9 @@ def _choose(
     if top_k is not None and top_k < len(logits_V):
         least = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
-    # The largest becomes 0 first: a small temperature must not make it infinite.
-    weights_V = ((logits_V - logits_V.max()) / temperature).exp()
+    # The largest becomes 0 first, in float64: a small temperature must neither make it infinite nor
+    # be 0 itself.
+    weights_V = ((logits_V - logits_V.max()).double() / temperature).exp().float()
     return int(torch.multinomial(weights_V, 1, generator=generator))
 
 

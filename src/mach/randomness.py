@@ -18,8 +18,8 @@ _ON_GPU = RANDOM + "/gpu"
 
 
 def seed_of(seed: int, components: int, k: int) -> int:
-    """What component k's streams begin with."""
-    return seed * components + k
+    """What component k's streams begin with: eight bytes, as many as torch takes."""
+    return (seed * components + k) % 2**64
 
 
 def streams(device: torch.device) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from mach.runfolder import CHECKPOINTS
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_KINDS = {"step": int, "components": int, "config": str, "files": dict}
+"""What every manifest has."""
 _ADVICE = "Nothing was overwritten; an earlier checkpoint can be taken: resume=PATH out=.."
 
 
@@ -145,8 +147,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"{path}: expected format {FORMAT}, got {manifest['format']}: written by another "
                 "version of mach"
             )
-        for key in ("step", "components", "config", "files"):
-            manifest[key]
+        for key, kind in _KINDS.items():
+            if not isinstance(manifest[key], kind):
+                raise TypeError(f"{key}: {manifest[key]!r}")
+        if not all(isinstance(digest, str) for digest in manifest["files"].values()):
+            raise TypeError("files without checksums")
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(

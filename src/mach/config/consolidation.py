@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mach.config.checks import at_least, one_of, within
+from mach.config.checks import at_least, check_seed, one_of, within
 from mach.config.window import name_of
 from mach.errors import ConfigError
 
@@ -71,7 +71,8 @@ class ConsolidateConfig:
         at_least("patience", self.patience, 0)
         if self.optimizer is not None:
             one_of("optimizer", self.optimizer, ("muon", "adamw", "sgd"))
-        for key in ("lr", "muon_lr", "seed"):
+        check_seed("seed", self.seed)
+        for key in ("lr", "muon_lr"):
             value = getattr(self, key)
             if value is not None:
                 at_least(key, value, 0)

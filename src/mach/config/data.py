@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mach.config.checks import at_least, one_of, within
+from mach.config.checks import LONGEST_S, at_least, one_of, within
 from mach.errors import ConfigError
 
 
@@ -94,7 +94,7 @@ class HubConfig(LabelledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("data.timeout_s", self.timeout_s, 1)
+        within("data.timeout_s", self.timeout_s, 1, LONGEST_S)
 
 
 @dataclass

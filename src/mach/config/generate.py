@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from mach.config.checks import at_least, one_of
+from mach.config.checks import at_least, check_seed, one_of
 from mach.config.window import name_of
 from mach.errors import ConfigError
 
@@ -36,8 +37,9 @@ class GenerateConfig:
             raise ConfigError("prompt: expected some text to go on from; got none")
         name_of(self.window)
         at_least("tokens", self.tokens, 1)
-        at_least("temperature", self.temperature, 0)
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature: expected a number from 0 on; got {self.temperature}")
         if self.top_k is not None:
             at_least("top_k", self.top_k, 1)
-        at_least("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         one_of("device", self.device, ("auto", "cpu", "cuda"))

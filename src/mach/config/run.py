@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
-from mach.config.checks import at_least, one_of
+from mach.config.checks import at_least, check_named, check_seed, one_of, within
 from mach.config.conflicts import check_parts
 from mach.config.data import DataConfig, DigitsConfig
 from mach.config.learning import HeadConfig, OptimConfig, PredictorConfig, StudentConfig
@@ -24,6 +24,8 @@ from mach.schedule import KINDS, staleness
 
 _COMPILE_S = 600.0
 """Longer than any component compiles (a minute is much), and still an end to a wait."""
+_MOST_SAMPLES = 2**20
+"""Of a microbatch; of a small data set that is hundreds of epochs."""
 
 
 @dataclass
@@ -78,10 +80,14 @@ class Config:
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, KINDS)
         one_of("replay", self.replay, ("recompute", "stash"))
-        for key in ("components", "accumulate", "steps", "microbatch_size"):
+        for key in ("components", "accumulate", "steps"):
             at_least(key, getattr(self, key), 1)
-        for key in ("delay", "patience_ms", "feedback", "seed"):
+        within("microbatch_size", self.microbatch_size, 1, _MOST_SAMPLES)
+        for key in ("delay", "patience_ms", "feedback"):
             at_least(key, getattr(self, key), 0)
+        check_seed("seed", self.seed)
+        for key in ("out", "resume"):
+            check_named(key, getattr(self, key))
         if self.optim.correction == "auto":
             self.optim = replace(self.optim, correction=self._usual_correction)
         self._check_cut()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from mach.config.checks import at_least, one_of
-from mach.errors import ConfigError
+from mach.config.checks import LONGEST_S, at_least, check_deadline, one_of, within
+
+_MOST_THREADS = 1024
+"""More than there are cores on any machine; many thousands crash the libraries that compute."""
 
 
 @dataclass
@@ -33,10 +34,7 @@ class TransportConfig:
         one_of("transport.name", self.name, ("auto", "gloo", "nccl"))
         one_of("transport.wire_dtype", self.wire_dtype, ("float32", "bfloat16", "int8"))
         for key in ("timeout_s", "start_timeout_s"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ConfigError(
-                    f"transport.{key}: expected seconds above 0; got {getattr(self, key)}"
-                )
+            check_deadline(f"transport.{key}", getattr(self, key))
 
 
 @dataclass
@@ -79,7 +77,7 @@ class LaunchConfig:
         one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
         one_of("launch.on_exhausted", self.on_exhausted, ("stop", "continue"))
         if self.threads is not None:
-            at_least("launch.threads", self.threads, 1)
+            within("launch.threads", self.threads, 1, _MOST_THREADS)
         at_least("launch.parallel", self.parallel, 1)
         at_least("launch.queue_s", self.queue_s, 0)
         if self.max_restarts is not None:
@@ -158,7 +156,7 @@ class ReportConfig:
         at_least("report.salience", self.salience, 0)
         one_of("report.wandb", self.wandb, ("auto", "online", "offline", "off"))
         one_of("report.artifacts", self.artifacts, ("online", "always", "off"))
-        at_least("report.finish_timeout_s", self.finish_timeout_s, 0)
+        within("report.finish_timeout_s", self.finish_timeout_s, 0, LONGEST_S)
 
 
 @dataclass

@@ -82,8 +82,9 @@ def explain(error: Exception) -> str:
         return f"{group}: expected one of {', '.join(options) or 'none at all'}; got {option!r}"
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override}: expected key=value; got something that is not. "
-            "Quote a value that has special signs: key='\"a=b\"'"
+            f"{error.override}: expected key=value; got something that is not. Quote a value that "
+            "has special signs, or letters that are not ASCII, inside the quotes of the shell: "
+            "key='\"a=b\"'"
         )
     if isinstance(cause, ConfigTypeError) and cause.full_key:  # ~key: Hydra takes out choices alone
         return f"{cause.full_key}: expected a choice to take out; got a key. Set it to a value"
