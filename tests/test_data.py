@@ -287,6 +287,16 @@ def test_a_changed_file_is_unpacked_again(tmp_path: Path) -> None:
     assert len(open_dataset(config).x_train) == 51
 
 
+def test_a_long_name_of_long_characters_is_no_name_too_long_for_the_cache(tmp_path: Path) -> None:
+    """80 of three bytes are a name that a file may have; with what the cache adds they are not."""
+    text = tmp_path / (80 * "\N{CJK UNIFIED IDEOGRAPH-6F22}" + ".txt")
+    text.write_text(4 * "to be or not to be ")
+    config = TextConfig(path=str(text), context=4, tokenizer="char", cache=str(tmp_path / "cache"))
+    assert open_dataset(config).task.classes == 7
+    start = {path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()}
+    assert start == {21 * "\N{CJK UNIFIED IDEOGRAPH-6F22}"}  # 63 bytes: no half of a character
+
+
 def test_idx_names_with_a_dot_are_found(tmp_path: Path) -> None:
     config = write_idx(tmp_path, arrays())
     for name in IDX.values():

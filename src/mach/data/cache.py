@@ -16,6 +16,9 @@ from mach.config import DataConfig
 from mach.data.files import reading
 from mach.errors import DataError
 
+_START_BYTES = 64
+"""Of the source's own name; file systems count bytes, 255 as a rule."""
+
 
 def folder(config: DataConfig) -> Path:
     """`data.cache`, else `$XDG_CACHE_HOME/mach`, else `~/.cache/mach`."""
@@ -37,7 +40,9 @@ def name_of(source: Path, member: str = "") -> str:
         stat = source.stat()
         identity = f"{source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
-    return "-".join(filter(None, (source.name.split(".")[0][:64], member, key)))
+    start = os.fsencode(source.name.split(".")[0])[:_START_BYTES]
+    # A character that was cut through is left out.
+    return "-".join(filter(None, (start.decode(errors="ignore"), member, key)))
 
 
 def cached(cache: Path, name: str, chunks: Callable[[], Iterable[bytes]]) -> Path:
