@@ -104,7 +104,9 @@ def test_a_component_with_more_than_its_share_is_warned_of(uneven):
     _, found = uneven
     assert found.shares[1].of_mean == max(share.of_mean for share in found.shares)
     assert found.shares[1].of_mean > 1.25
-    assert warnings(found)[-1].startswith("component 1 takes")
+    assert warnings(found, "equal")[-1].startswith("component 1 takes")
+    assert "model.balance=time cuts by time" in warnings(found, "equal")[-1]
+    assert "model.balance" not in warnings(found, "time")[-1]  # it is what was asked for
     assert sum(share.of_mean for share in found.shares) == pytest.approx(3)
 
 

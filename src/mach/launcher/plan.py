@@ -46,7 +46,7 @@ def _plan(config: Config) -> None:
     from mach.trainer.measure import threads_of_a_rank
     from mach.trainer.plan import plan
 
-    places = config.components
+    places, balance = config.components, config.model.balance
     config, dataset = prepare(config, places)
     device = torch.device(device_kind(config))
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
@@ -55,4 +55,4 @@ def _plan(config: Config) -> None:
         lanes = 1
     with threads_of_a_rank(config, places):
         found = plan(config, dataset, device, lanes)
-    show(found, Console())
+    show(found, balance, Console())

@@ -14,21 +14,28 @@ UNEVEN = 1.25
 """A component that takes more than this multiple of the mean is warned of."""
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Print a plan; at most 80 columns wide."""
+def show(plan: Plan, balance: str | list[int], console: Console) -> None:
+    """Print a plan; at most 80 columns wide.
+
+    Args:
+        balance: what was asked for; the plan's own config has the cut that was found.
+    """
     for table in (_cut(plan), _parts(plan), _memory(plan)):
         console.print(table)
     if plan.traffic:
         console.print(_edges(plan))
-    for line in warnings(plan):
+    for line in warnings(plan, balance):
         console.print(f"Warning: {line}", style="yellow", soft_wrap=True)
 
 
-def warnings(plan: Plan) -> list[str]:
-    """What a person should know before the run begins."""
+def warnings(plan: Plan, balance: str | list[int]) -> list[str]:
+    """What a person should know before the run begins; `balance` as in `show`."""
+    advice = "Smaller blocks can be divided better."
+    if balance != "time":
+        advice = "model.balance=time cuts by time; smaller blocks can be divided better."
     return [
         f"component {k} takes {share.of_mean:.2f} of the mean time, and the slowest sets the pace "
-        "of all. model.balance=time cuts by time; smaller blocks can be divided better."
+        f"of all. {advice}"
         for k, share in enumerate(plan.shares)
         if share.of_mean > UNEVEN
     ]
