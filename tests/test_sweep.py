@@ -18,9 +18,11 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from mach.config import Config
 from mach.configfile import load
 from mach.errors import LeaseError, RunFolderError
 from mach.launcher.leases import lease
+from mach.launcher.sweep import Job, run_job
 from mach.rank import available_cores, confined
 from mach.sweepfolder import counted, enter, job_folders
 from mach.sweeptable import TABLE, Row, read, write
@@ -165,6 +167,16 @@ def test_how_a_sweep_is_run_and_told_does_not_make_another_job():
     assert counted(["launch=inprocess", "launch.threads=1"]) != {}
 
 
+def test_a_value_is_told_as_it_was_typed_not_as_hydra_hands_it_on(tmp_path):
+    """Which puts a backslash before every special sign that is not in quotes."""
+    handed_on = [r"model.factory=mine\:blocks", r"data.path=a\ b", r"report=C\:\\x", "a='\\:'"]
+    asked = {"model.factory": "mine:blocks", "data.path": "a b", "a": "'\\:'"}
+    assert counted(handed_on) == asked
+    folder = enter(tmp_path, 0, handed_on, resume=False)
+    typed = [f"{key}={value}" for key, value in asked.items()]
+    assert enter(tmp_path, 1, typed, resume=True) == folder
+
+
 def test_a_folder_whose_overrides_are_damaged_is_nobodys_and_stays(tmp_path):
     folder = enter(tmp_path, 0, ["delay=0"], resume=False)
     (folder / "overrides.yaml").write_text("{half: [")
@@ -284,6 +296,20 @@ def test_a_sweep_that_is_stopped_leaves_no_job_behind(tmp_path, number):
     if number == signal.SIGINT:
         assert [row["exit_code"] for row in table(tmp_path / "sweep")] == ["130", "130"]
         assert "Traceback" not in done.stderr, done
+
+
+@pytest.mark.parametrize(("code", "kept"), [(143, 143), (0, 1), (None, 1), ("bye", 1)])
+def test_a_job_that_is_stopped_has_not_ended_well(tmp_path, code, kept):
+    """Whoever stops it, and whatever exit code that leaves: it has no result."""
+
+    def stopped(_: Config) -> dict:
+        raise SystemExit(code)
+
+    job = Job(tmp_path, 0, ["seed=0"], resume=False, shared=False)
+    with pytest.raises(SystemExit) as ended:
+        run_job(job, Config, stopped)
+    assert ended.value.code == kept
+    assert [(row["exit_code"], row["error"]) for row in table(tmp_path)] == [(str(kept), "stopped")]
 
 
 def test_submitit_runs_a_sweep(tmp_path):

@@ -15,6 +15,7 @@ only says how a sweep is run or told does not count: see NOT_COUNTED.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +38,16 @@ def counted(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides that make a job what it is, as key and value, in the order they were given."""
     pairs = (word.partition("=")[::2] for word in overrides)
     return {
-        key: value
+        key: _as_typed(value)
         for key, value in pairs
         if not any(key.lstrip("+~") == no or key.startswith(f"{no}.") for no in NOT_COUNTED)
     }
+
+
+def _as_typed(value: str) -> str:
+    """Without the backslashes that Hydra puts before special signs where there are no quotes."""
+    quoted = "'" in value or '"' in value
+    return value if quoted else re.sub(r"\\([\\()\[\]{}:=, \t])", r"\1", value)
 
 
 def job_folders(sweep_dir: Path) -> list[Path]:

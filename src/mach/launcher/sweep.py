@@ -158,8 +158,10 @@ def _in_folder(
         tell(130, _STOPPED)
         raise
     except SystemExit as error:
-        tell(int(error.code or 0), "stopped")
-        raise
+        # Something of the user's may call sys.exit(), too; without a result no job has ended well.
+        code = error.code if isinstance(error.code, int) and error.code else 1
+        tell(code, "stopped")
+        raise SystemExit(code) from error
     except Exception as error:  # ours to mend, and yet a row
         tell(1, f"{type(error).__name__}: {error}")
         raise
