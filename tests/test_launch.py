@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 from mach.configfile import from_yaml, load, to_yaml
 from mach.launcher.compose import compose
-from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, lines, result, scores
+from mach.sweepfolder import enter
+from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, digests, lines, result, scores
 from spawn import (
     MACH,
     TORCHRUN,
     TRAIN,
     Command,
+    Done,
     assert_none_left,
     kill,
     processes_of,
@@ -126,6 +129,60 @@ def test_torchrun_gives_the_same_weights_and_the_same_result(tmp_path, finished)
     assert_same_tensors(tmp_path / "run/checkpoints/step-100", finished[0] / "checkpoints/step-100")
     assert scores(tmp_path / "run") == scores(finished[0])
     assert load(tmp_path / "run" / "config.yaml") == compose([*LONG, "out=run"])
+    assert_none_left(tmp_path)
+
+
+GROUP = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train"]
+
+
+def of_mach(done: Done) -> list[str]:
+    """What mach itself says. torchrun adds a report and a traceback of its own, and ends with 1."""
+    assert not re.search(r"mach/\w+\.py", done.stderr), done
+    return [line for line in done.stderr.splitlines() if line.startswith("mach: ")]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["resume=auto"], "resume=auto: expected the folder of the run that goes on; got none"),
+        (["out=sweep"], "out=sweep: expected a folder for a run, got one that holds a sweep"),
+        (["delay=-1"], "delay: expected 0 or more; got -1"),
+    ],
+)
+def test_torchrun_refuses_what_mach_train_refuses(tmp_path, words, says):
+    enter(tmp_path / "sweep", 0, ["seed=0"], resume=False)
+    done = run([*GROUP, *SMALL, *words], tmp_path)
+    assert done.code == 1, done
+    (said,) = of_mach(done)
+    assert said.startswith(f"mach: component 0: {says}"), done
+    assert not (tmp_path / "runs").exists()
+    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+    assert_none_left(tmp_path)
+
+
+def test_under_torchrun_a_run_that_has_ended_keeps_its_result(tmp_path, finished):
+    """It was written anew once: nothing trained, in no time."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = digests(tmp_path / "run")
+    done = run([*GROUP, *LONG, "out=run", "resume=auto"], tmp_path)
+    assert done.code == 0, done
+    assert done.stdout.splitlines()[-1] == "Result: run/result.json"
+    assert digests(tmp_path / "run") == before
+    assert_none_left(tmp_path)
+
+
+def test_under_torchrun_nobody_else_runs_in_the_folder(tmp_path):
+    with Command([*GROUP, *ENDLESS], tmp_path) as started:
+        started.until(lambda: begun(tmp_path))
+        holder = rank_of(tmp_path, 0).pid
+        says = f"expected a folder that nobody runs in, got one that process {holder} on"
+        alone = [*TORCHRUN, "--standalone", *GROUP[len(TORCHRUN) :]]  # at a port of its own
+        for command in (TRAIN, alone):
+            words = [*ENDLESS[:-1], f"out={tmp_path / 'run'}", "resume=auto"]
+            done = run([*command, *words], tmp_path / "beside")
+            assert done.code in (1, 2), done
+            assert says in of_mach(done)[0], done
+        assert rank_of(tmp_path, 0).pid == holder
     assert_none_left(tmp_path)
 
 

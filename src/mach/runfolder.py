@@ -7,7 +7,7 @@ runs/<name>/
   logs/                    what the ranks printed
   trace-<k>.json           what component k did at every moment (report.trace)
   events.jsonl             what happened to the components of a supervised run
-  launcher.lock            held by the `mach train` that runs here
+  launcher.lock            held by the `mach train` (or torchrun's rank 0) that runs here
   result.json              written once, at the end, atomically
   exports/                 see mach.export
   consolidated/            see mach.checkpoint.consolidated
@@ -139,10 +139,10 @@ def _take(file: IO[str], run_dir: Path) -> None:
 
 
 def launcher_ended(run_dir: Path) -> bool:
-    """Whether the `mach train` that ran here is known to have ended, well or not.
+    """Whether the `mach train` that ran here, or rank 0 under somebody else's torchrun, is known to
+    have ended, well or not.
 
-    Not known, and so False: where nobody held the folder (somebody else's torchrun), or from
-    another machine.
+    Not known, and so False: where nobody held the folder, or from another machine.
     """
     try:
         text = (run_dir / LOCK).read_text().strip()

@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
 from mach.errors import ConfigError, MachError, PeerLostError
 from mach.launcher.compose import compose
+from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.preflight import preflight
 from mach.launcher.rearing import rear
 from mach.rank import Rank, join, join_supervised
@@ -51,33 +53,54 @@ def train(rank: Rank, config: Config, run_dir: Path) -> None:
 # --- coming and going ------------------------------------------------------------------------
 
 
-def _agree(rank: Rank, run_dir: Path, overrides: list[str]) -> tuple[Config, Path]:
-    """Under somebody else's torchrun rank 0 composes and checks the config; the others take it."""
+def _agree(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> Config | None:
+    """Under somebody else's torchrun rank 0 composes and checks the config; the others take it.
+
+    Args:
+        run_dir: the folder of a run that names none.
+        held: keeps the folder, on rank 0.
+
+    Returns:
+        None where the run that is to go on has ended.
+    """
     key = f"config/{rank.restarts}"
     if rank.index == 0:
         try:
-            config = compose(overrides)
-            run_dir = Path(config.out or run_dir)
-            if config.components != rank.size:
-                raise ConfigError(
-                    f"components: expected {rank.size}, the number of torchrun's processes; got "
-                    f"{config.components}. Use --nproc-per-node={config.components} or "
-                    f"components={rank.size}."
-                )
-            if rank.restarts == 0:
-                config = preflight(config, run_dir, rank.local_size)
-            else:
-                config = load(run_dir / runfolder.CONFIG)
-            message = {"config": to_yaml(config), "run_dir": str(run_dir)}
+            config = _decide(rank, run_dir, overrides, held)
         except MachError as error:
             rank.store.set(key, json.dumps({"refused": str(error), "code": error.exit_code}))
             raise
-        rank.store.set(key, json.dumps(message))
-        return config, run_dir
+        rank.store.set(key, json.dumps({"config": config and to_yaml(config)}))
+        return config
     message = json.loads(rank.store.get(key))
     if "refused" in message:  # rank 0 says why
         _leave(message["code"])
-    return from_yaml(message["config"]), Path(message["run_dir"])
+    return message["config"] and from_yaml(message["config"])
+
+
+def _decide(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> Config | None:
+    config = with_folder(compose(overrides), run_dir)
+    if config.components != rank.size:
+        raise ConfigError(
+            f"components: expected {rank.size}, the number of torchrun's processes; got "
+            f"{config.components}. Use --nproc-per-node={config.components} or "
+            f"components={rank.size}."
+        )
+    run_dir = _folder_of(config)
+    if rank.restarts > 0:
+        config = load(run_dir / runfolder.CONFIG)
+    elif earlier_result(config, run_dir) is not None:
+        print(f"Result: {run_dir / runfolder.RESULT}", flush=True)
+        return None
+    else:
+        config = preflight(config, run_dir, rank.local_size)
+    held.enter_context(runfolder.hold(run_dir))
+    return config
+
+
+def _folder_of(config: Config) -> Path:
+    assert config.out is not None  # whoever starts a run gives it one
+    return Path(config.out)
 
 
 def _run(options: Any, overrides: list[str]) -> None:
@@ -93,10 +116,12 @@ def _run(options: Any, overrides: list[str]) -> None:
         return
     rank = join(_START_TIMEOUT_S)
     if options.composed:
-        config, run_dir = load(options.run / runfolder.CONFIG), options.run
-    else:
-        config, run_dir = _agree(rank, options.run, overrides)
-    train(rank, config, run_dir)
+        train(rank, load(options.run / runfolder.CONFIG), options.run)
+        return
+    with ExitStack() as held:
+        agreed = _agree(rank, options.run, overrides, held)
+        if agreed is not None:
+            train(rank, agreed, _folder_of(agreed))
 
 
 def _leave(code: int) -> None:
@@ -107,8 +132,14 @@ def _leave(code: int) -> None:
 
 
 def _tell(handler: ErrorHandler, error: BaseException) -> None:
-    """Leave word of an error, whole. torchrun's agent ends the others when one has fallen; one that
-    was writing then would leave an empty file, which the agent cannot read: it would fall, too."""
+    """Leave word of an error that is being handled, whole.
+
+    torchrun's agent ends the others when one has fallen; one that was writing then would leave an
+    empty file, which the agent cannot read: it would fall, too. Of one of ours the text is enough:
+    torchrun prints a traceback where there is one.
+    """
+    if isinstance(error, MachError):
+        error.__traceback__ = error.__cause__ = None
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         handler.record_exception(error)

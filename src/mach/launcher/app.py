@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,13 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mach import runfolder, sweepfolder
+from mach import runfolder
 from mach.config import Config
+from mach.config.checks import check_named
 from mach.configfile import from_mapping
 from mach.errors import ConfigError, MachError
 from mach.introduce import default_run_dir
 from mach.launcher import sweep
 from mach.launcher.compose import conf_dir, explain, register_schema
+from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.listener import address_of, listen
 from mach.launcher.nursery import Nursery
 from mach.launcher.sweep import JobFailedError
@@ -116,6 +117,7 @@ def _begin_sweep(config: DictConfig) -> None:
     Args:
         config: of the sweep; what is swept has no value in it.
     """
+    check_named("out", config.out)
     overrides = config.hydra.overrides.task
     if config.out is None and any(word.startswith("out=") for word in overrides):
         raise ConfigError("out: expected one folder, for the whole sweep; got several")
@@ -155,23 +157,11 @@ def _job(composed: DictConfig) -> float | None:
         )
         return sweep.run_job(job, config, launch)
     try:
-        run = _with_folder(config())
-        sweepfolder.check_none(Path(run.out or ""))
-        launch(run)
+        launch(with_folder(config(), default_run_dir(datetime.now())))
     except MachError as error:
         print(f"mach: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     return None
-
-
-def _with_folder(config: Config) -> Config:
-    if config.out is not None:
-        return config
-    if config.resume == "auto":
-        raise ConfigError(
-            "resume=auto: expected the folder of the run that goes on; got none. Say out=FOLDER"
-        )
-    return replace(config, out=str(default_run_dir(datetime.now())))
 
 
 def launch(config: Config) -> Mapping[str, Any]:
@@ -187,17 +177,10 @@ def launch(config: Config) -> Mapping[str, Any]:
         )
     assert config.out is not None
     run_dir = Path(config.out)
-    runfolder.check_free(run_dir)
-    result: Mapping[str, Any] | None
-    result = runfolder.finished(run_dir) if config.resume == "auto" else None
-    if result is not None:
-        from mach.launcher.preflight import check_folder
-
-        check_folder(config, run_dir)
-    elif config.launch.name == "inprocess":
-        result = _in_this_process(config, run_dir)
-    else:
-        result = _in_processes(config, run_dir)
+    result = earlier_result(config, run_dir)
+    if result is None:
+        in_one = config.launch.name == "inprocess"
+        result = (_in_this_process if in_one else _in_processes)(config, run_dir)
     from mach.report.console import result_table
 
     console = Console()
