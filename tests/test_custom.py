@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from mach.component.losses import target_loss
 from mach.config import DigitsConfig, StudentConfig, TextConfig
 from mach.configfile import from_mapping, from_yaml, load, to_yaml
 from mach.data import Batches, Dataset, open_dataset
-from mach.errors import ConfigError
+from mach.errors import ConfigError, DataError
 from mach.launcher.compose import compose
 from mach.launcher.preflight import _goes_on_from, preflight
 from mach.metrics import Task
@@ -467,6 +468,49 @@ def test_fit_trains_the_chain_in_this_process_as_the_config_does():
     model = {"name": "custom", "factory": "brought:flat"}
     config = from_mapping({**values, "model": model, "data": {"name": "digits"}})
     assert found["chain"] == Oracle(config, open_dataset(config.data)).run()["chain"]
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "value", "says"),
+    [
+        ("y_test", 3, 9, "y_test: expected labels 0 to 3; got 9 at index 3"),
+        ("x_train", (7, 2), np.nan, "x_train: expected finite numbers.*; got nan at sample 7"),
+    ],
+)
+def test_fit_looks_at_the_data_in_this_process_too(tmp_path, array, place, value, says):
+    random = np.random.default_rng(0)
+    arrays = {f"x_{split}": random.normal(size=(32, 8, 8)) for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(32) % 4 for split in ("train", "test")}
+    arrays[array][place] = value
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(DataError, match=says):
+        mach.fit(brought.flat, tmp_path / "mine.npz", processes=False, components=2, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"out": "run"}, "out: expected none with processes=False, .*; got run. Set processes"),
+        ({"resume": "nowhere"}, "resume: expected none with processes=False"),
+        ({"checkpoint": {"every": 5}}, "checkpoint.every: expected none with processes=False"),
+        ({"report": {"trace": True}}, "report.trace: expected none with processes=False"),
+        ({"report": {"wandb": "offline"}}, "report.wandb: expected none with processes=False"),
+        ({"faults": {"kind": "kill"}}, "faults.kind: expected none with processes=False"),
+        ({"launch": {"name": "gang"}}, "launch.name: expected none with processes=False"),
+        ({"launch": {"device": "cuda"}}, "launch.device=cuda: expected a GPU, found none"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_have_in_this_process(tmp_path, monkeypatch, values, says):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        mach.fit(brought.flat, {"name": "digits"}, processes=False, components=2, **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_does_not_go_on_with_a_run_without_saying_where():
+    with pytest.raises(ConfigError, match=r"resume=auto: .* got none. Say out=FOLDER"):
+        mach.fit(brought.flat, {"name": "digits"}, components=2, resume="auto")
 
 
 def test_fit_takes_a_path_for_the_kind_of_file_it_is(tmp_path):

@@ -36,7 +36,7 @@ def fit(
         processes: True starts a process for each component, as `mach train` does. They import the
             function, so it has to be in a module, in the working directory or on PYTHONPATH: not in
             a notebook. False trains the chain in this process, with the same numbers and as fast
-            as one process is.
+            as one process is, and keeps nothing: there is no run folder.
         values: of the config, as in components=4, delay=1, optim={"lr": 1e-3}; those of `model`
             beside the function as in model={"balance": "time"}.
 
@@ -48,20 +48,11 @@ def fit(
     """
     config = _config(blocks, data, processes, values)
     if not processes:
-        if config.schedule == "free":
-            raise ConfigError(
-                "mach.fit: expected schedule=sync or delayed in one process, where nobody is late; "
-                "got free. Set processes=True, or see mach.trainer.Simulation."
-            )
-        from mach.data import open_dataset
-        from mach.trainer import Oracle
-        from mach.trainer.measure import threads_of_a_rank
-
-        with threads_of_a_rank(config, config.components):
-            return Oracle(config, open_dataset(config.data)).run()
+        return _fit_here(config)
     from mach.launcher.app import launch
+    from mach.launcher.folder import with_folder
 
-    return dict(launch(config))
+    return dict(launch(with_folder(config, default_run_dir(datetime.now()))))
 
 
 def load(
@@ -91,6 +82,46 @@ def load(
     return open_predictor(path, _window(window)).module.to(device)
 
 
+def _fit_here(config: Config) -> dict[str, Any]:
+    _check_leaves_nothing(config)
+    import torch
+
+    from mach.launcher.preflight import prepare
+    from mach.rank import device_kind
+    from mach.trainer import Oracle
+    from mach.trainer.measure import threads_of_a_rank
+
+    config, dataset = prepare(config, config.components)
+    with threads_of_a_rank(config, config.components):
+        return Oracle(config, dataset, device=torch.device(device_kind(config))).run()
+
+
+def _check_leaves_nothing(config: Config) -> None:
+    """Refuse what takes a run folder, or processes."""
+    if config.schedule == "free":
+        raise ConfigError(
+            "mach.fit: expected schedule=sync or delayed in one process, where nobody is late; "
+            "got free. Set processes=True, or see mach.trainer.Simulation."
+        )
+    asked = {
+        "out": config.out,
+        "resume": config.resume,
+        "checkpoint.every": config.checkpoint.every,
+        "report.wandb": config.report.wandb,
+        "report.tensorboard": config.report.tensorboard,
+        "report.trace": config.report.trace,
+        "faults.kind": config.faults.kind,
+        "launch.name": config.launch.name,
+    }
+    for key, value in asked.items():
+        if value not in (None, False, "auto", "off", "none"):
+            raise ConfigError(
+                f"mach.fit: {key}: expected none with processes=False, which has no processes and "
+                f"no run folder; got {value}. Set processes=True; launch={{'name': 'inprocess'}} "
+                "then trains in this process and keeps all that a run keeps."
+            )
+
+
 def _window(window: str | tuple[int, int] | None) -> str | None:
     if window is None or isinstance(window, str):
         return window
@@ -112,9 +143,8 @@ def _config(
             f"{place.partition(':')[2]} of the program itself. Move it into a file, or set "
             "processes=False."
         )
-    out = {"out": str(default_run_dir(datetime.now()))} if processes else {}
     model = {"name": "custom", "factory": place, **values.get("model", {})}
-    return from_mapping({**out, **values, "model": model, "data": _source(data)})
+    return from_mapping({**values, "model": model, "data": _source(data)})
 
 
 def _place_of(function: Factory) -> str:
