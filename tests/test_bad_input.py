@@ -90,6 +90,14 @@ def test_going_on_without_saying_where_is_refused(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_empty_out_is_not_the_working_directory(tmp_path):
+    """As of a variable of the shell that is not set; a sweep's folder is made before its jobs."""
+    says = "out: expected a folder; got an empty name"
+    refused(tmp_path, *SMALL, "out=", says=says)
+    refused(tmp_path, "-m", *SMALL, "seed=0,1", "out=", says=says)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
 def test_under_torchrun_rank_0_alone_says_that_the_number_of_processes_is_wrong(tmp_path):
     """torchrun adds a report of its own and always ends with 1."""
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *SMALL, "components=3"]
@@ -226,19 +234,25 @@ def lose_a_file(checkpoint: Path) -> str:
     return "component-0/.metadata: expected by manifest.json, got no such file"
 
 
+def lose_the_names(checkpoint: Path) -> str:
+    file = checkpoint / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "files": None}))
+    return "manifest.json: damaged: expected a manifest, got files: None"
+
+
 def cut_the_manifest(checkpoint: Path) -> str:
     file = checkpoint / "manifest.json"
     file.write_bytes(file.read_bytes()[:40])
     return "manifest.json: damaged"
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, lose_a_file, cut_the_manifest])
+@pytest.mark.parametrize("damage", [flip_a_byte, lose_a_file, cut_the_manifest, lose_the_names])
 def test_a_damaged_checkpoint_is_named_and_nothing_is_overwritten(tmp_path, copy, damage):
     last = copy / "checkpoints" / "step-100"
     says = damage(last)
     before = digests(copy)
     refused(tmp_path, *LONG, f"out={copy}", "resume=auto", says=f"step-100/{says}")
-    refused(tmp_path, *LONG, f"resume={last}", "out=new", says=says)
+    refused(tmp_path, *LONG, "steps=120", f"resume={last}", "out=new", says=says)
     assert digests(copy) == before
     assert not (tmp_path / "new").exists()
 
@@ -249,12 +263,13 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_overwritten(tmp_path, copy
         ("model.width=24", r"component-0: body.*: expected \[.*24.*\], got \[.*16"),
         ("components=3", "expected components=3, got a checkpoint of 2"),
         ("steps=60", "expected a step below steps=60, got step 100"),
+        ("steps=100", "expected a step below steps=100, got step 100. Raise steps"),
         ("student.enabled=false", "component-1: student.*: expected no such tensor, got"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, finished, override, says):
     run_dir, _ = finished
-    refused(tmp_path, *LONG, override, f"resume={run_dir}", "out=new", says=says)
+    refused(tmp_path, *LONG, "steps=120", override, f"resume={run_dir}", "out=new", says=says)
     assert not (tmp_path / "new").exists()
 
 

@@ -112,7 +112,7 @@ def resume_point(config: Config, run_dir: Path, k: int) -> checkpoint.Checkpoint
             f"{found.path}: was made with another config: "
             f"{'; '.join(runfolder.differences(source, config)) or 'see its manifest'}"
         )
-    if found.step > config.steps:
+    if found.step > config.steps or (own is None and found.step == config.steps):
         raise CheckpointError(
             f"{found.path}: expected a step below steps={config.steps}, got step {found.step}. "
             "Raise steps."
