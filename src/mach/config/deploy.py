@@ -203,9 +203,10 @@ class ServeConfig:
     max_body_mb: float = 16.0
     """Largest request."""
     max_bodies_mb: float = 512.0
-    """All requests that are being read or answered, together."""
+    """All requests that are being read or answered, and answers over 64 KiB that are not yet taken,
+    together."""
     read_timeout_s: float = 10.0
-    """Longest a request may take to arrive."""
+    """Longest a request may take to arrive, and a client to take a piece of its answer."""
     answer_timeout_s: float = 30.0
     """Longest it may wait for its answer."""
     drain_s: float = 10.0
