@@ -479,6 +479,13 @@ def a_changed_word(folder):
     return "model.json: .*one that was changed: its own digest is another"
 
 
+def a_key_less(folder):
+    description = json.loads((folder / "model.json").read_text())
+    del description["files"]
+    (folder / "model.json").write_text(json.dumps(signed(description)))
+    return "model.json: expected the description of an exported model; got no 'files'"
+
+
 def endless_json(folder):
     (folder / "model.json").write_text("[" * 100_000)
     return "model.json: expected the description of an exported model"
@@ -518,6 +525,7 @@ def no_module(folder):
         a_tensor_less,
         no_weights,
         no_json,
+        a_key_less,
         endless_json,
         a_changed_word,
         unknown_class,

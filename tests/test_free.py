@@ -241,6 +241,16 @@ def test_a_component_killed_in_the_middle_of_a_save_has_the_one_before(tmp_path)
     assert {f"component-0/{file.name}" for file in writing.glob("component-0/*")} == set(files)
 
 
+def test_while_a_component_trains_its_checkpoint_before_the_last_stays(tmp_path):
+    config = make(1, schedule="free", delay=1, steps=4, checkpoint={"every": 1, "keep": 1})
+    left = []
+    for step in range(1, 5):
+        files = checkpoint.save(tmp_path, step, 0, {"weights": torch.ones(3)})
+        checkpoint.seal(tmp_path, step, 0, files, config, life=0)
+        left.append(sorted(path.name for path in (tmp_path / "checkpoints").iterdir()))
+    assert left == [["step-1"], ["step-1", "step-2"], ["step-2", "step-3"], ["step-4"]]
+
+
 def test_half_a_manifest_is_passed_over(a_copy):
     manifest = a_copy / "checkpoints" / "step-60" / "component-2.json"
     manifest.write_text(manifest.read_text()[:40])

@@ -156,9 +156,7 @@ def write_manifest(
         write_atomically(path, json.dumps(manifest, indent=1))
     except OSError as error:
         raise _failed(path, step, error) from error
-    # While it trains the one before stays in any case: steps after it have shown that it is good.
-    keep = config.checkpoint.keep
-    _prune(run_dir, keep if step == config.steps else max(2, keep))
+    _prune(run_dir, _kept(config, step))
 
 
 def seal(
@@ -176,7 +174,7 @@ def seal(
     """
     manifest = {**_manifest(step, files, config, preprocessing), "life": life}
     write_atomically(step_dir(run_dir, step) / own_manifest(k), json.dumps(manifest, indent=1))
-    for old in saved_alone(run_dir, k)[: -config.checkpoint.keep]:
+    for old in saved_alone(run_dir, k)[: -_kept(config, step)]:
         (old.path / own_manifest(k)).unlink(
             missing_ok=True
         )  # first: without it the rest means nothing
@@ -210,6 +208,13 @@ def _manifest(
         **({} if preprocessing is None else preprocessing.describe()),
         "files": files,
     }
+
+
+def _kept(config: Config, step: int) -> int:
+    """How many checkpoints stay. While it trains the one before the last is among them in any case:
+    steps after it have shown that it is good."""
+    keep = config.checkpoint.keep
+    return keep if step == config.steps else max(2, keep)
 
 
 def _prune(run_dir: Path, keep: int) -> None:

@@ -97,6 +97,8 @@ def open_exported(folder: Path) -> Exported:
             raise ValueError(f"kind {description['kind']!r}")
         if description[_DIGEST] != signed(description)[_DIGEST]:
             raise ValueError("one that was changed: its own digest is another")
+        for key in ("title", "first", "last", "files"):
+            description[key]
         signature = Signature.from_json(description["signature"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else error

@@ -179,8 +179,8 @@ def launch(config: Config) -> Mapping[str, Any]:
     run_dir = Path(config.out)
     result = earlier_result(config, run_dir)
     if result is None:
-        in_one = config.launch.name == "inprocess"
-        result = (_in_this_process if in_one else _in_processes)(config, run_dir)
+        train = _in_this_process if config.launch.name == "inprocess" else _in_processes
+        result = train(config, run_dir)
     from mach.report.console import result_table
 
     console = Console()

@@ -37,6 +37,7 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
         SaveError: the last checkpoint could not be written.
     """
     dataset = open_dataset(config.data)
+    preprocessing = dataset.preprocessing
     start = resume_point(config, run_dir, 0)
     first_step, began_from = (0, None) if start is None else (start.step, start.path)
     saved = dist.HashStore()  # counts who has saved, as the run's store does
@@ -44,8 +45,7 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
 
     def save(k: int, step: int) -> None:
         tensors = checkpoint.tensors_of(oracle.trainers[k].worker.component, oracle.optimizers[k])
-        how = dataset.preprocessing
-        if checkpoint.save_together(run_dir, step, k, tensors, config, saved, how):
+        if checkpoint.save_together(run_dir, step, k, tensors, config, saved, preprocessing):
             reporters[k].saved(Artifact("checkpoint", step, checkpoint.part(run_dir, step, k)))
         elif step == config.steps:
             unsaved.append(k)
