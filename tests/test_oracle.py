@@ -231,6 +231,21 @@ def test_clipping_warm_up_and_rates_follow_their_formulas():
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("length", [0.5, 1 - 1e-6, 1 - 1e-7, 1.0, 1 + 1e-7, 2.0, float("nan")])
+def test_gradients_are_clipped_to_the_bits_of_torch(length):
+    """Also where nothing is to be clipped, which is not asked of torch."""
+    config = make(optim={"name": "sgd", "momentum": 0.0, "clip": 1.0})
+    ours, plain = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = Optimizer([("w", ours)], config.optim, steps=10)
+    for weight in (ours, plain):
+        weight.grad = torch.tensor([0.36, 0.48, 0.8]) * length
+    optimizer.step(0)
+    nn.utils.clip_grad_norm_([plain], 1.0)
+    with torch.no_grad():
+        plain -= optimizer.rate(0) * plain.grad
+    torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
+
+
 def test_layer_wise_rates_fall_with_every_component_above():
     config = make(optim={"layer_decay": 0.5, "warmup": 0.0, "correction": "none"})
     rates = [

@@ -97,7 +97,7 @@ class Optimizer:
         parameters = [p for p in self._named.values() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self._config.clip > 0:
+        if self._config.clip > 0 and _may_exceed(norm, self._config.clip):
             nn.utils.clip_grads_with_norm_(parameters, self._config.clip, norm)
         factor = self._factor(index)
         for kernel in self._kernels.values():
@@ -190,6 +190,12 @@ class Optimizer:
             f"({', '.join(sorted(expected))}); got {', '.join(sorted(found))}, of another "
             f"optimizer. Go on with the one of the checkpoint: its config.yaml has {key}."
         )
+
+
+def _may_exceed(norm: Tensor, clip: float) -> bool:
+    """Whether clipping may change anything. On CPU this is asked, since torch goes through all
+    gradients for a factor of 1, too; elsewhere to ask is to wait."""
+    return norm.device.type != "cpu" or not bool(norm + 1e-6 <= clip)  # torch's own, nan as well
 
 
 def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
