@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clouds import clouds, make
-from mach.errors import DivergedError
+from mach.errors import DivergedError, OutOfMemoryError
+from mach.outofmemory import told
 from mach.trainer import Oracle
 from runs import LONG, SMALL, checkpoint_steps, digests, stored_tensors
 from spawn import TORCHRUN, TRAIN, Done, assert_none_left, run
@@ -300,6 +302,36 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run_and_keeps_the_checkpoint(
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert not (tmp_path / "run" / "result.json").exists()
     assert_none_left(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["gang", "inprocess"])
+def test_a_network_that_does_not_fit_in_memory_is_told_what_would(tmp_path, way):
+    """Its matrices are larger than what a process can have addresses for."""
+    says = r"memory: expected room for 2\.38e\+05 GiB more; it has run out\. Set a smaller micro"
+    large = ["model.width=4000000", f"launch={way}", "out=run"]
+    refused(tmp_path, *SMALL, *large, says=says, code=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has .."),
+            "memory of the GPU: expected room for 20 GiB more",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "memory of the GPU: expected room for more"),
+        (MemoryError("Unable to allocate 728. TiB for an array"), "room for 7.45e+05 GiB more"),
+        (MemoryError(), "memory: expected room for more; it has run out. Sell"),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_way(error, says):
+    with pytest.raises(OutOfMemoryError, match=re.escape(says)), told("Sell something."):
+        raise error
+
+
+def test_an_error_that_is_not_of_memory_stays_as_it_is():
+    with pytest.raises(RuntimeError, match=r"^shapes do not meet$"), told("Sell something."):
+        raise RuntimeError("shapes do not meet")
 
 
 def test_what_may_have_led_to_it_is_not_the_only_checkpoint_that_is_left(tmp_path):

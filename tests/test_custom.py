@@ -338,6 +338,15 @@ def test_a_module_that_exits_when_it_is_imported_is_a_mistake(dataset, tmp_path,
     assert said.endswith("expected exiting to be imported; importing exiting called sys.exit()")
 
 
+def test_an_attribute_that_is_missing_during_an_import_is_not_the_function(
+    dataset, tmp_path, monkeypatch
+):
+    (tmp_path / "halfway.py").write_text("import math\nmath.tau_over_two\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = says(own("vectors", model={"factory": "halfway:blocks"}), dataset)
+    assert "importing halfway raised AttributeError: module 'math' has no attribute" in said
+
+
 def test_more_components_than_blocks_are_refused(dataset):
     said = says(own("vectors", 5), dataset)
     assert said.startswith("components: expected at most 4, one for each block that model.factory=")

@@ -13,8 +13,8 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors shapes metrics config configerrors configfile topology schedule policy balance "
-    "forecast results introduce provenance runfolder storeaddress sweepfolder sweeptable",
+    "errors outofmemory shapes metrics config configerrors configfile topology schedule policy "
+    "balance forecast results introduce provenance runfolder storeaddress sweepfolder sweeptable",
     "randomness rank roster",
     "component",
     "models",

@@ -42,9 +42,11 @@ def main() -> None:
 def answer(verb: str, arguments: list[str]) -> int:
     """Run a verb. Returns the exit code; what ends it early is said in one line."""
     from mach.errors import MachError
+    from mach.outofmemory import OF_A_MODEL, OF_A_RUN, told
 
     try:
-        code = _VERBS[verb](arguments)
+        with told(OF_A_RUN if verb in ("train", "plan") else OF_A_MODEL):
+            code = _VERBS[verb](arguments)
         sys.stdout.flush()
         return code
     except MachError as error:

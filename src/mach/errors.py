@@ -82,6 +82,10 @@ class RankFailedError(MachError):
     """A rank ended the run; the text names it and says why."""
 
 
+class OutOfMemoryError(MachError):
+    """There is no memory left, of the machine or of its GPU."""
+
+
 class LeaseError(MachError):
     """A job of a sweep did not get its part of the machine in time."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, get_error_handler
 
-from mach import runfolder
+from mach import outofmemory, runfolder
 from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
 from mach.errors import ConfigError, MachError, PeerLostError
@@ -153,7 +153,8 @@ def main(argv: Sequence[str]) -> None:
     handler = get_error_handler()  # torchrun's way to hear of an error
     handler.initialize()
     try:
-        _run(options, overrides)
+        with outofmemory.told(outofmemory.OF_A_RUN):
+            _run(options, overrides)
     except MachError as error:
         who = "" if options.component is None else f"component {options.component}: "
         print(f"mach: {who}{error}", file=sys.stderr, flush=True)

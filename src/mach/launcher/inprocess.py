@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mach import checkpoint, runfolder
+from mach import checkpoint, outofmemory, runfolder
 from mach.config import Config
 from mach.data import open_dataset
 from mach.launcher.preflight import resume_point
@@ -34,6 +34,7 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
 
     Raises:
         DivergedError: a loss is no longer finite.
+        OutOfMemoryError: the network does not fit.
         SaveError: the last checkpoint could not be written.
     """
     dataset = open_dataset(config.data)
@@ -50,7 +51,9 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
         elif step == config.steps:
             unsaved.append(k)
 
-    with threads_of_a_rank(config, config.components), ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(threads_of_a_rank(config, config.components))
+        stack.enter_context(outofmemory.told(outofmemory.OF_A_RUN))
         components = range(config.components)
         reporters = [
             stack.enter_context(build(config, run_dir, k, first_step, began_from))

@@ -35,7 +35,7 @@ def locate(key: str, place: str) -> Callable[..., Any]:
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(_broken(key, place, module, error)) from error
@@ -43,13 +43,14 @@ def locate(key: str, place: str) -> Callable[..., Any]:
             f"{key}={place}: expected a module that can be imported; got none named {error.name}. "
             f"It is looked for in {here}, then on PYTHONPATH and among what is installed."
         ) from error
-    except AttributeError as error:
+    except MISTAKES as error:
+        raise ConfigError(_broken(key, place, module, error)) from error
+    if not hasattr(imported, name):
         raise ConfigError(
             f"{key}={place}: expected a function {name} in module {module}; it has none. Check the "
             "name."
-        ) from error
-    except MISTAKES as error:
-        raise ConfigError(_broken(key, place, module, error)) from error
+        )
+    found = getattr(imported, name)
     if not callable(found):
         raise ConfigError(
             f"{key}={place}: expected a function; got {type(found).__name__}. Name the function "
