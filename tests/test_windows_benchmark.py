@@ -40,6 +40,7 @@ def row(seed: int, chain: float, first: float, second: float, alone: float) -> d
         "batch": 64,
         "validation": 2000,
         "student": 112,
+        "words": [],
         "models": [
             model("exit", "0..0", 0.5, 40),
             model("exit", "0..3", chain, 100),

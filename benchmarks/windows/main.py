@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
     path = options.path or mnist1d_file(folder)
     asked = QUICK_STEPS if options.quick else options.steps
     steps = asked or experiment(options.task, path).steps
-    rows = _read(out) if out.exists() and not options.quick else []
+    rows = _up_to_date(_read(out)) if out.exists() and not options.quick else []
     known = {(row["task"], row["steps"], row["seed"]) for row in rows}
     seeds = range(1 if options.quick else options.seeds)
     missing = [seed for seed in seeds if (options.task, steps, seed) not in known]
@@ -78,6 +78,11 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
     if options.quick and not options.out:
         print(json.dumps(rows, indent=1))
         sys.exit()
+
+
+def _up_to_date(rows: list[Row]) -> list[Row]:
+    """Without those of a task that has other words by now."""
+    return [row for row in rows if row["words"] == list(TASKS[row["task"]].words)]
 
 
 def _read(path: Path) -> list[Row]:

@@ -43,7 +43,8 @@ Compose = Callable[..., Config]
 
 def experiment(name: str, path: str, *words: str) -> Config:
     """A task's own, with other words of `mach train`."""
-    return compose([f"experiment={TASKS[name].experiment}", f"data.path={path}", *words])
+    task = TASKS[name]
+    return compose([f"experiment={task.experiment}", f"data.path={path}", *task.words, *words])
 
 
 def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
@@ -81,6 +82,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         "metric": metric,
         "validation": task.validation,
         "student": width,
+        "words": list(task.words),
         "consolidation": task.consolidation,
         "models": models,
     }

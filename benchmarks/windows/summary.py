@@ -171,8 +171,9 @@ def _environment(rows: Sequence[Row]) -> str:
     for name, task in TASKS.items():
         first = next((row for row in rows if row["task"] == name), None)
         if first is not None:
+            words = " ".join([f"experiment={task.experiment}", *first["words"]])
             lines.append(
-                f"- {task.about}: `experiment={task.experiment}`, students of width "
+                f"- {task.about}: `{words}`, students of width "
                 f"{first['student']}, {first['validation']:,} training samples kept back from all; "
                 "one thread"
             )

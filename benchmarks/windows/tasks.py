@@ -12,6 +12,8 @@ class Task:
 
     about: str
     experiment: str
+    words: tuple[str, ...] = ()
+    """What else `mach train` is told, for the chain and for networks alone."""
     samples: str = "samples"
     """What its samples are called."""
     validation: int = 2000
@@ -27,7 +29,7 @@ class Task:
 
 TASKS = {
     "mnist1d": Task("mnist1d", "mnist1d"),
-    "mnist": Task("MNIST", "mnist"),
+    "mnist": Task("MNIST", "mnist", ("data.augment=crop", "data.padding=2")),
     "gpt": Task(
         "Tiny Shakespeare",
         "gpt-shakespeare",
