@@ -70,11 +70,17 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
         running = [
             pool.submit(seed_of, options.task, seed, steps, path, folder) for seed in missing
         ]
+        failed = []
         for done in as_completed(running):
+            if done.exception() is not None:
+                failed.append(done)  # the others are kept all the same
+                continue
             rows.append(done.result())
             rows.sort(key=lambda row: (list(TASKS).index(row["task"]), row["steps"], row["seed"]))
             if not options.quick or options.out:
                 out.write_text(json.dumps(rows, indent=1) + "\n")
+    for done in failed:
+        done.result()  # raises
     if options.quick and not options.out:
         print(json.dumps(rows, indent=1))
         sys.exit()

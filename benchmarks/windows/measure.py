@@ -27,7 +27,9 @@ from mach.choice.cascade import cascade
 from mach.config import CascadeConfig, Config, ConsolidateConfig
 from mach.config.window import Name
 from mach.consolidation.consolidate import consolidate
-from mach.data import open_dataset
+from mach.data import Batches, open_dataset
+from mach.errors import ConsolidationError
+from mach.inference import Run
 from mach.launcher.app import launch
 from mach.launcher.compose import compose
 from mach.provenance import environment
@@ -86,7 +88,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
         "consolidation": task.consolidation,
         "models": models,
     }
-    row["cascade"] = _cascade(run_dir, chosen([row])) if task.cascades else None
+    row["cascade"] = _cascade(run_dir, _best(row)) if task.cascades else None
     return {**row, "seconds": round(time.monotonic() - began_s), "environment": here}
 
 
@@ -102,12 +104,29 @@ def _consolidated(
 ) -> Row:
     words = {"steps": more, "overwrite": True, **task.consolidation}
     asked = ConsolidateConfig(str(run_dir), str(window), **words)
-    entry = consolidate(asked).manifest
+    try:
+        entry = consolidate(asked).manifest
+    except ConsolidationError:
+        return _as_it_was(run_dir, window, metric, steps)
     stage = entry["stages"][-1]
     best = next(look for look in stage["looks"] if look["step"] == stage["best_step"])
     found = {**entry["metrics"], "flops": entry["flops"], "params": entry["params"]}
     model = _model("consolidated", window, metric, found, steps + more)
     return {**model, "validated": float(best[metric])}
+
+
+def _as_it_was(run_dir: Path, window: Name, metric: str, steps: int) -> Row:
+    """A window that did not become better on validation: nothing was written."""
+    run = Run(run_dir)
+    model, cost = run.model(window), run.assembly.costs().model(window.first, window.last)
+    batch = run.config.microbatch_size * run.config.accumulate
+    scores = {
+        split: run.score(model, Batches(run.dataset, 0, batch, run.device, split=split))
+        for split in ("validation", "test")
+    }
+    found = {**scores["test"], "flops": cost.flops, "params": cost.params}
+    row = _model("consolidated", window, metric, found, steps)
+    return {**row, "validated": scores["validation"][metric]}
 
 
 def _window(row: Row) -> Name:
@@ -173,8 +192,15 @@ def _alone(compose_with: Compose, steps: int, flops: int, blocks: int, task: Tas
     return dict(Oracle(sized(found), dataset).run()["chain"][-1])
 
 
+def _best(row: Row) -> str:
+    """How `mach` names the window that is best on validation."""
+    name = chosen([row])
+    (found,) = (m for m in row["models"] if m["kind"] == "consolidated" and m["name"] == name)
+    return name if found["steps"] == row["steps"] else f"consolidated/{name}"
+
+
 def _cascade(run_dir: Path, small: str) -> Row:
-    found = cascade(CascadeConfig(str(run_dir), small=f"consolidated/{small}"))
+    found = cascade(CascadeConfig(str(run_dir), small=small))
     return {
         "small": small,
         "threshold": found.threshold,

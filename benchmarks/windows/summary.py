@@ -65,7 +65,7 @@ def values(rows: Sequence[Row], kind: str, name: str | None = None) -> list[floa
 def _of_length(rows: Sequence[Row]) -> list[str]:
     first, best, task = rows[0], chosen(rows), TASKS[rows[0]["task"]]
     top = max(m["name"] for m in first["models"] if m["kind"] == "exit")
-    more = next(m["steps"] for m in first["models"] if m["kind"] == "consolidated")
+    more = next(m["steps"] for m in first["models"] if m["kind"] == "alone, longer")
     seen, extra = first["steps"] * first["batch"], (more - first["steps"]) * first["batch"]
     told = "Accuracy, %" if first["metric"] == "accuracy" else "Bits per byte"
     blocks = [
