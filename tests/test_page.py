@@ -19,8 +19,8 @@ from mach.page.grid import layout_of
 from mach.page.learning import frontier
 from mach.page.main import report
 from mach.page.secrets import HIDDEN, secrets_of, value_of, without
-from mach.page.time import _window
-from mach.records import Notes, Slices
+from mach.page.time import _waits, _window
+from mach.records import Notes, Slices, read_log
 from mach.records.sweep import read_sweep
 from mach.report.trace import Trace
 from mach.sweeptable import Row
@@ -159,6 +159,24 @@ def test_a_traced_run_has_a_timeline_and_one_trace_for_perfetto(copy, tmp_path):
     file = report([copy], tmp_path / "page")
     assert 'id="timeline"' in file.read_text()
     assert json.loads((tmp_path / "page" / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_run_that_went_on_waited_for_a_part_of_the_time_of_all_its_lives(tmp_path):
+    # What it waited in both lives was told as a part of the last one's time: 120 % here.
+    (tmp_path / "config.yaml").write_text("components: 1\nsteps: 90\n")
+    lines = [
+        {"step": step, "wall_s": wall_s, "samples_per_s": rate, "wait_data_ms": 2000.0}
+        for step, wall_s, rate in ((1, 5.0, None), (50, 10.0, 64.0), (60, 5.0, None))
+    ]
+    log = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "component-0.jsonl").write_text(log)
+    text = report([tmp_path], tmp_path / "page").read_text()
+    assert "40.0 %" in text
+    assert "15.0 s of training" in text
+    assert _waits(read_log(tmp_path / "component-0.jsonl", 0, Notes())) == {
+        "work": 0.6,
+        "wait": 0.4,
+    }
 
 
 def test_the_timeline_shows_a_stretch_in_which_all_work():

@@ -87,6 +87,21 @@ def test_a_thinned_log_keeps_evaluations_and_ends_and_counts_damaged_lines(tmp_p
     assert (log.lines, log.damaged) == (1000, 1)
 
 
+def test_the_time_behind_a_log_is_that_of_all_lives(tmp_path):
+    # wall_s begins at 0 in every life. The second life's first line comes later in it than the last
+    # line of the first did; what tells it is that it has no rate.
+    path = tmp_path / "component-0.jsonl"
+    lives = [(0.5, None), (2.0, 640.0), (3.0, None), (4.0, 640.0), (1.0, 640.0), (1.5, 640.0)]
+    lines = [{"wall_s": wall_s, "samples_per_s": rate} for wall_s, rate in lives]
+    lines.insert(2, {"eval_loss": 0.25})
+    path.write_text("".join(json.dumps({"step": 10} | line) + "\n" for line in lines))
+    assert read_log(path, 0, Notes()).wall_s == 2.0 + 4.0 + 1.5
+    path.write_text("".join(f'{{"step": 1, "wall_s": {wall_s}}}\n' for wall_s in (1.0, 2.0, 0.5)))
+    assert read_log(path, 0, Notes()).wall_s == 2.5
+    path.write_text("")
+    assert read_log(path, 0, Notes()).wall_s == 0.0
+
+
 def test_an_empty_run_is_counted(tmp_path):
     (tmp_path / "config.yaml").write_text("components: 2\n")
     record = read_run(tmp_path)

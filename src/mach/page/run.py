@@ -126,7 +126,7 @@ def _tiles(run: RunRecord, measure: Measure, logs: list[Log]) -> list[Tile]:
     wall_s = _number(result.get("wall_s"))
     if not math.isfinite(rate):
         rate = next((log.last("samples_per_s") or math.nan for log in logs), math.nan)
-        wall_s = max((log.last("wall_s") or math.nan for log in logs), default=math.nan)
+        wall_s = max((log.wall_s for log in logs if len(log)), default=math.nan)
     busy = [_number(row.get("value")) for row in result.get("busy_fraction", [])]
     busy = [value for value in busy if math.isfinite(value)]
     more = f"{_duration(wall_s)} of training"
@@ -189,7 +189,7 @@ def _models(
 def _speeds(logs: list[Log]) -> Table:
     rows = []
     for log in logs:
-        wall_ms = 1e3 * (log.last("wall_s") or math.nan)
+        wall_ms = 1e3 * (log.wall_s or math.nan)
         waits = [
             float(sum(v for v in log.column(key) if math.isfinite(v))) / wall_ms
             for key in ("wait_child_ms", "wait_parent_ms", "wait_data_ms")

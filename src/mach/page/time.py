@@ -180,7 +180,7 @@ def _by_kind(trace: Slices) -> dict[str, float]:
 
 
 def _waits(log: Log) -> dict[str, float]:
-    wall_s = log.last("wall_s") or 0.0
+    wall_s = log.wall_s
     keys = ("wait_child_ms", "wait_parent_ms", "wait_data_ms")
     waited_s = sum(float(np.nansum(log.column(key))) for key in keys) / 1e3
     wait = min(1.0, waited_s / wall_s) if wall_s > 0 else 0.0

@@ -52,6 +52,18 @@ class Log:
         both = np.isfinite(x) & np.isfinite(y)
         return x[both], y[both]
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training behind these lines; each life of a component counts from 0."""
+        wall_s = self.column("wall_s")
+        told = np.isfinite(wall_s)
+        now_s = wall_s[told]
+        before_s = np.concatenate([[0.0], now_s[:-1]])[: len(now_s)]
+        # The first line of a life has no rate yet; its time may be beyond that of the line above.
+        rate = self.columns.get("samples_per_s", wall_s)[told]
+        begins = ~np.isfinite(rate) | (now_s < before_s)
+        return float(np.sum(now_s - np.where(begins, 0.0, before_s)))
+
     def last(self, key: str) -> float | None:
         """The last finite value of a key."""
         values = self.column(key)
