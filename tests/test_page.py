@@ -179,6 +179,15 @@ def test_a_run_that_went_on_waited_for_a_part_of_the_time_of_all_its_lives(tmp_p
     }
 
 
+def test_a_run_without_a_result_has_the_mean_staleness_of_its_log(copy, tmp_path):
+    # It had that of the last line, and none where that was 0: at the top, under sync everywhere.
+    (copy / "result.json").unlink()
+    ages = [(1, 0.0), (2, 3.0), (3, 0.0)]
+    log = "".join(json.dumps({"step": n, "staleness_steps": age}) + "\n" for n, age in ages)
+    (copy / "component-0.jsonl").write_text(log)
+    assert "0 first: 1.0, 0.0" in report([copy], tmp_path / "page").read_text()
+
+
 def test_the_timeline_shows_a_stretch_in_which_all_work():
     def slices(k: int, starts: np.ndarray) -> Slices:
         work = np.zeros(len(starts), dtype=np.int64)

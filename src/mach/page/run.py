@@ -134,14 +134,17 @@ def _tiles(run: RunRecord, measure: Measure, logs: list[Log]) -> list[Tile]:
         more += f"; components busy {100 * min(busy):.0f} to {100 * max(busy):.0f} %"
     tiles.append(Tile("How fast", _rate(rate), "samples/s", more))
     rows = result.get("staleness_steps", [])
-    means = [_number(row.get("mean")) for row in rows] or [
-        log.last("staleness_steps") or math.nan for log in logs
-    ]
+    means = [_number(row.get("mean")) for row in rows] or [_mean_staleness(log) for log in logs]
     shown = ", ".join("–" if math.isnan(mean) else f"{mean:.1f}" for mean in means[:8])
     most = max((mean for mean in means if math.isfinite(mean)), default=math.nan)
     stale = "–" if math.isnan(most) else f"{most:.1f}"
     tiles.append(Tile("How stale", stale, "steps", f"mean by component, 0 first: {shown}"))
     return tiles
+
+
+def _mean_staleness(log: Log) -> float:
+    _, ages = log.curve("staleness_steps")
+    return float(ages.mean()) if len(ages) else math.nan
 
 
 def _footer(run: RunRecord) -> str:
