@@ -263,6 +263,22 @@ def test_runs_of_several_folders_are_shown_side_by_side(finished, sweep, tmp_pat
     assert "steps (2 values)" in text
 
 
+def test_sweeps_over_different_choices_are_shown_side_by_side(finished, tmp_path):
+    # No job has both keys, which no config has: there is nothing to draw a map of.
+    for key, values in (("optim", ("adamw", "muon")), ("student", ("none", "distil"))):
+        table = f"job,{key},exit_code,error\n"
+        for number, value in enumerate(values):
+            table += f"{number},{value},0,\n"
+            left = shutil.ignore_patterns("checkpoints")
+            shutil.copytree(finished[0], tmp_path / key / str(number), ignore=left)
+        (tmp_path / key / "sweep.csv").write_text(table)
+    file = report([tmp_path / "optim", tmp_path / "student"], tmp_path / "page")
+    assert (
+        "4 jobs over optim (2 values) and student (2 values); 4 have a result" in file.read_text()
+    )
+    assert not (tmp_path / "page" / "heat-map.png").exists()
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 

@@ -65,11 +65,14 @@ def layout_of(sweep: Sweep) -> Layout | None:
     return Layout(rows, columns, Axis(facet, varying[facet]) if facet else None, averaged)
 
 
-def heat_map(jobs: list[Job], layout: Layout, measure: Measure) -> Picture:
-    """Mean score by the two keys, with its spread and the number of jobs in the cell."""
+def heat_map(jobs: list[Job], layout: Layout, measure: Measure) -> Picture | None:
+    """Mean score by the two keys, with its spread and the number of jobs in the cell; None where no
+    job has both, as of two sweeps over different choices."""
     facets = layout.facets.values if layout.facets else [None]
     cells = [_cells(_of_facet(jobs, layout, value), layout) for value in facets]
     known = [mean for table in cells for mean, _, n in table.values() if n]
+    if not known:
+        return None
     low, high = min(known), max(known)
     rows, columns = layout.rows.values, layout.columns.values
 

@@ -39,8 +39,9 @@ def page_of(sweep: Sweep) -> Page:
     colour_key = layout.rows.key if layout else next(iter(sweep.varying), None)
     values = sweep.varying.get(colour_key, []) if colour_key else []
     pictures = []
-    if layout is not None and alike:
-        pictures += [heat_map(alike, layout, measure), lines(alike, layout, measure)]
+    drawn = heat_map(alike, layout, measure) if layout is not None else None
+    if layout is not None and drawn is not None:
+        pictures += [drawn, lines(alike, layout, measure)]
     trained = curves(sweep.jobs, logs, colour_key, values)
     sections = [
         Section("At a glance", pictures),
