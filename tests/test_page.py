@@ -242,6 +242,22 @@ def test_a_language_model_is_judged_by_bits_per_byte(language_run, tmp_path):
     assert "bits per byte" in file.read_text()
 
 
+def test_a_page_says_on_which_split_its_models_were_evaluated(copy, tmp_path):
+    config, result = copy / "config.yaml", copy / "result.json"
+    config.write_text(config.read_text().replace("split: test", "split: validation"))
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"split": "validation"}))
+    table = "job,optim,student,exit_code,error\n"
+    for number, asked in enumerate(itertools.product(("adamw", "muon"), ("none", "distil"))):
+        table += f"{number},{','.join(asked)},0,\n"
+        shutil.copytree(copy, tmp_path / "s" / str(number))
+    (tmp_path / "s" / "sweep.csv").write_text(table)
+    for path in (copy, tmp_path / "s"):
+        text = report([path], tmp_path / "page").read_text().lower()
+        assert text.count("validation accuracy, %") >= 1
+        assert "test accuracy" not in text
+        assert "test split" not in text
+
+
 def test_consolidated_windows_stand_beside_the_runs_own(copy, tmp_path):
     kept = {"first": 1, "last": 1, "params": 9876, "flops": 12345}
     kept["metrics"] = {"loss": 0.1, "accuracy": 0.9753}

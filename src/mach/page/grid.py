@@ -112,8 +112,8 @@ def heat_map(jobs: list[Job], layout: Layout, measure: Measure) -> Picture | Non
     return draw(
         "heat-map",
         f"{layout.rows.key} × {layout.columns.key}",
-        f"Test {measure.label} of the top exit. {spread}{best[:1].upper()}{best[1:]} is better; an "
-        "empty cell has no result.",
+        f"{measure.split.capitalize()} {measure.label} of the top exit. {spread}"
+        f"{best[:1].upper()}{best[1:]} is better; an empty cell has no result.",
         paint,
         height_in=max(2.4, 0.9 + 0.62 * len(rows)),
         wide=wide,
@@ -148,7 +148,7 @@ def lines(jobs: list[Job], layout: Layout, measure: Measure) -> Picture:
                 markersize=4,
                 label=str(row),
             )
-        axes.set(xlabel=layout.columns.key, ylabel=f"test {measure.label}")
+        axes.set(xlabel=layout.columns.key, ylabel=f"{measure.split} {measure.label}")
         axes.set_xticks(x, [str(v) for v in columns])
         legend_below(axes, layout.rows.key)
 
@@ -157,7 +157,7 @@ def lines(jobs: list[Job], layout: Layout, measure: Measure) -> Picture:
     return draw(
         "lines",
         f"Against {layout.columns.key}",
-        f"Test {measure.label} of the top exit; line: mean, {band}.",
+        f"{measure.split.capitalize()} {measure.label} of the top exit; line: mean, {band}.",
         paint,
     )
 

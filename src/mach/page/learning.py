@@ -75,7 +75,7 @@ def _curves(logs: list[Log], key: str, title: str, label: str, caption: str) -> 
 
 
 def exits(logs: list[Log], measure: Measure) -> Picture | None:
-    """What exits scored on the test split along the way; None where none was evaluated twice."""
+    """What exits scored along the way; None where none was evaluated twice."""
     curves, windows = [], False
     for log in logs:
         x, y = log.curve(f"eval_{measure.key}")
@@ -92,11 +92,12 @@ def exits(logs: list[Log], measure: Measure) -> Picture | None:
             range(len(logs)), component_colours(len(logs)), curves, strict=True
         ):
             axes.plot(x, y, color=colour, marker="o", markersize=3, label=str(k))
-        axes.set(xlabel="optimizer step", ylabel=f"test {measure.label}")
+        axes.set(xlabel="optimizer step", ylabel=f"{measure.split} {measure.label}")
         legend_below(axes, "exit")
 
     what = "window of each component alone" if windows else "exit"
-    caption = f"Test {measure.label} of every {what}, on the samples that eval.samples allows."
+    name = f"{measure.split.capitalize()} {measure.label}"
+    caption = f"{name} of every {what}, on the samples that eval.samples allows."
     return draw("exits", f"{_title(measure)} by exit", caption, paint)
 
 
@@ -146,7 +147,7 @@ def models(
                 va="bottom" if up > 0 else "top",
                 fontsize=8,
             )
-        axes.set(xlabel="FLOPs of one sample", ylabel=f"test {measure.label}")
+        axes.set(xlabel="FLOPs of one sample", ylabel=f"{measure.split} {measure.label}")
         axes.set_xscale("log" if right > 8 * known_least(known) else "linear")
         if axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -27,7 +27,7 @@ def page_of(run: RunRecord) -> Page:
     logs = [run.log(k) for k in range(run.components)]
     traces = read_traces(run.folder, run.notes)
     result = run.result or {}
-    measure = measure_of(result)
+    measure = measure_of({"split": run.flat.get("eval.split"), **result})
     chain = [_point(f"0..{row['exit']}", row, measure) for row in result.get("chain", [])]
     windows, consolidated = (
         [_point(f"{row['first']}..{row['last']}", row, measure) for row in rows]
@@ -117,7 +117,8 @@ def _tiles(run: RunRecord, measure: Measure, logs: list[Log]) -> list[Tile]:
         number = measure.text(measure.of(top))
         unit = "%" if measure.key == "accuracy" else measure.label
         loss = Measure("loss").text(_number(top.get("loss")))
-        tiles.append(Tile("How good", number, unit, f"top exit on the test split; loss {loss}"))
+        where = f"top exit on the {measure.split} split"
+        tiles.append(Tile("How good", number, unit, f"{where}; loss {loss}"))
     else:
         reached = max((log.last("step") or 0 for log in logs), default=0)
         asked = run.flat.get("steps", "?")
@@ -182,8 +183,8 @@ def _models(
         "Every model",
         ["model", measure.label, "loss", "params", "FLOPs"],
         rows,
-        "On the test split. A chain 0..k is components 0 to k; a window j..k begins with the "
-        "student of j and needs nothing below it. FLOPs are of one sample."
+        f"On the {measure.split} split. A chain 0..k is components 0 to k; a window j..k begins "
+        "with the student of j and needs nothing below it. FLOPs are of one sample."
         + (" A consolidated window was trained once more as a whole." if consolidated else ""),
         marked=len(result["chain"]) - 1,
     )

@@ -63,8 +63,13 @@ def page_of(sweep: Sweep) -> Page:
 
 
 def _measure(jobs: list[Job]) -> Measure:
-    counts = Counter(job.score.measure for job in jobs if job.score is not None)
-    return counts.most_common(1)[0][0] if counts else Measure("accuracy")
+    """The one that most jobs have, on all the splits it was taken on."""
+    found = [job.score.measure for job in jobs if job.score is not None]
+    if not found:
+        return Measure("accuracy")
+    measure, _ = Counter(found).most_common(1)[0]
+    splits = {one.split for one in found if one == measure}
+    return Measure(measure.key, " or ".join(sorted(splits)))
 
 
 def _rank(job: Job, measure: Measure) -> float:

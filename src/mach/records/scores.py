@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _MEASURES = {
     "accuracy": ("accuracy, %", 100.0, True),
     "bits_per_byte": ("bits per byte", 1.0, False),
     "bits_per_token": ("bits per token", 1.0, False),
-    "loss": ("test loss", 1.0, False),
+    "loss": ("loss", 1.0, False),
 }
 
 
@@ -20,6 +20,8 @@ class Measure:
     """One of the measures a result may have."""
 
     key: str
+    split: str = field(default="test", compare=False)
+    """On which samples."""
 
     @property
     def label(self) -> str:
@@ -61,7 +63,9 @@ class Score:
 def measure_of(result: Mapping[str, Any]) -> Measure:
     """The measure a run is judged by."""
     rows = [*result.get("chain", []), *result.get("windows", [])]
-    return Measure(next((key for key in _MEASURES for row in rows if key in row), "accuracy"))
+    key = next((key for key in _MEASURES for row in rows if key in row), "accuracy")
+    split = result.get("split")
+    return Measure(key, split if isinstance(split, str) else "test")
 
 
 def score_of(result: Mapping[str, Any]) -> Score | None:
