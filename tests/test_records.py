@@ -83,8 +83,21 @@ def test_a_thinned_log_keeps_evaluations_and_ends_and_counts_damaged_lines(tmp_p
     lines[777] = b'{"step": 778, "lo\n'
     path.write_bytes(b"".join(lines))
     log = read_log(path, 0, Notes(), most=10)
-    assert list(log.column("step")) == [*range(1, 502, 100), 555, *range(601, 1000, 100), 1000]
+    assert list(log.column("step")) == [*range(1, 502, 100), 555, 602, 702, 803, 903, 1000]
     assert (log.lines, log.damaged) == (1000, 1)
+
+
+@pytest.mark.parametrize("between", ["eval_loss", "salience/child/gradient"])
+def test_a_thinned_log_keeps_steps_between_which_there_is_something_else(tmp_path, between):
+    # Of a line for a step and one for something else by turns, all that were taken were the others.
+    path = tmp_path / "component-0.jsonl"
+    steps = "".join(
+        f'{{"step": {n}, "loss": 0.5}}\n{{"step": {n}, "{between}": 0.5}}\n' for n in range(1, 501)
+    )
+    path.write_text('{"step": 0, "loss": 0.5}\n' + steps)
+    log = read_log(path, 0, Notes(), most=100)
+    assert list(log.curve("loss")[0]) == list(range(0, 501, 11))
+    assert np.isfinite(log.column(between)).sum() == (500 if between == "eval_loss" else 47)
 
 
 def test_the_time_behind_a_log_is_that_of_all_lives(tmp_path):

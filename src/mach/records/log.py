@@ -107,9 +107,12 @@ def _count_lines(path: Path) -> int:
 
 
 def _read(file: Iterator[bytes], lines: int, stride: int) -> tuple[_Table, int]:
-    table, damaged = _Table(), 0
+    table, damaged, met = _Table(), 0, {True: 0, False: 0}
     for number, line in enumerate(file):
-        taken = number % stride == 0 or number == lines - 1 or b'"eval_' in line
+        # Lines of steps by themselves: every second one may be of an evaluation or of salience.
+        own = b'"loss"' in line
+        taken = met[own] % stride == 0 or number == lines - 1 or b'"eval_' in line
+        met[own] += 1
         if not taken:
             damaged += not (line.startswith(b"{") and line.endswith(b"}\n"))
             continue
