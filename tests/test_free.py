@@ -114,6 +114,10 @@ def test_a_free_run_begins_from_a_delayed_one(finished, tmp_path):
     done = run([*GANG, *more], tmp_path)
     assert done.code == 0, done
     assert lines(tmp_path / "next", 0)[0]["step"] == 110  # 100 were done
+    found = result(tmp_path / "next")
+    assert found["first_step"] == 100
+    # Those steps were counted as if they had been trained in the time of the last 20.
+    assert found["samples_per_s"] == pytest.approx(20 * 4 * 16 / found["wall_s"])
 
 
 def test_plain_torchrun_runs_free_too(tmp_path):

@@ -28,11 +28,13 @@ class Outcome:
     """From the first action to the last flush: training, with the evaluations on its way."""
     total_s: float
     """With the final evaluation."""
+    steps: int
+    """Optimizer steps it took in this time: under `free` those of its last life."""
 
     @staticmethod
     def unknown(component: int, scores: dict[int, dict[str, float]]) -> Outcome:
         """Of a component that never reported: it is gone."""
-        return Outcome(component, scores, math.nan, 0, math.nan, 0.0, 0.0)
+        return Outcome(component, scores, math.nan, 0, math.nan, 0.0, 0.0, 0)
 
     @staticmethod
     def from_json(text: str | bytes) -> Outcome:

@@ -41,11 +41,12 @@ def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> dict[str, A
         beat=beat,
     )
     outcomes = [_outcome(roster, k, scores[k]) for k in range(size)]
+    longest = max(outcomes, key=lambda outcome: outcome.wall_s)
     result = result_of(
         seat.config,
         seat.assembly.costs(),
         outcomes,
-        first_step=0,
+        first_step=seat.config.steps - longest.steps,
         restarts=sum(roster.starts(k) - 1 for k in range(size) if roster.starts(k)),
     )
     result["free"] = [_account(roster, k) for k in range(size)]

@@ -89,7 +89,7 @@ class Trainer:
         self._optimizer = optimizers["chain"]
         self._scores: dict[int, dict[str, float]] = {}
         self._decided: list[Action | None] = []
-        self._step = 0
+        self._step = self._steps_taken = 0
         self._wall_s, self._busy_fraction = 0.0, 1.0
         self._account = Account(worker)
         worker.remembers = config.report.salience > 0
@@ -116,6 +116,7 @@ class Trainer:
         self.worker.run(action)
         match action:
             case Step(step):
+                self._steps_taken += 1
                 if step % self._config.report.every == 0 or step in (1, self._config.steps):
                     self._hooks.logged(self._record(step))
                 self._step = step
@@ -141,6 +142,7 @@ class Trainer:
             busy_fraction=self._busy_fraction,
             wall_s=self._wall_s,
             total_s=account.wall_s,
+            steps=self._steps_taken,
         )
 
     def _flush(self, step: int) -> None:
