@@ -263,6 +263,24 @@ def test_a_sweep_is_over_when_nothing_new_begins(finished: Any, tmp_path: Path) 
     assert runs.over
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(finished: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "0", ignore=shutil.ignore_patterns("checkpoints"))
+    broken = write(tmp_path / "1")
+    (broken / "component-0.jsonl").unlink()
+    (broken / "component-0.jsonl").mkdir()
+    runs = SeveralRuns(tmp_path)
+    runs.look()
+    assert runs.over
+    rows = shown(tmp_path, width=300)
+    assert rows[2].startswith("0 done 100/100 ")
+    assert rows[3].startswith("1 unread ")
+    assert rows[4] == f"{broken / 'component-0.jsonl'}: cannot be read: Is a directory"
+    (broken / "component-0.jsonl").rmdir()
+    write(broken)
+    runs.look()
+    assert not runs.over
+
+
 def test_what_does_not_fit_is_what_is_done(finished: Any, tmp_path: Path) -> None:
     for job in range(8):
         shutil.copy(finished[0] / runfolder.RESULT, write(tmp_path / str(job), components=1))

@@ -19,6 +19,7 @@ _STYLES = {
     "starting": "cyan",
     "silent": "yellow",
     "stopped": "yellow",
+    "unread": "yellow",
     "down": "red",
     "gone": "red",
     "refused": "red",

@@ -135,6 +135,8 @@ class OneRun:
         self.result: dict[str, Any] | None = None
         self.stopped = False
         """Its launcher has ended without a result."""
+        self.unread = ""
+        """Why what it left cannot be read, where it cannot."""
         self._about = ""
         self._notes: list[str] = []
 
@@ -147,6 +149,8 @@ class OneRun:
         """Its state, in a word."""
         if self.result is not None:
             return "done"
+        if self.unread:
+            return "unread"
         if self.stopped:
             return "stopped"
         if self.state is None:
@@ -255,8 +259,12 @@ class SeveralRuns:
                 self._runs.setdefault(folder, OneRun(folder, among_others=True))
         running = [run for run in self._runs.values() if not run.over]
         for run in running:
-            run.look()
-        if all(run.over for run in running):
+            try:
+                run.look()
+                run.unread = ""
+            except OSError as error:  # no reason not to show the others
+                run.unread = f"{error.filename}: cannot be read: {error.strerror}"
+        if all(run.over or run.unread for run in running):
             self._ended_s = now if self._ended_s is None else self._ended_s
         else:
             self._ended_s, self._first = None, False
@@ -274,4 +282,5 @@ class SeveralRuns:
         return Group(head, runs_table(rows, next((t for t in titles if t != "eval"), "eval")))
 
     def last_words(self) -> list[RenderableType]:
-        return []
+        """What could not be read."""
+        return [Text(run.unread, style="yellow") for run in self._runs.values() if run.unread]
