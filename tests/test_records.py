@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mach.cli import answer
 from mach.errors import RunFolderError
 from mach.records import Notes, find_runs, read_log, read_run
 
@@ -195,6 +198,42 @@ def test_runs_are_found_below_a_folder_in_the_order_of_their_numbers(tmp_path):
     names = [str(path.relative_to(tmp_path)) for path in find_runs(tmp_path)]
     assert names == ["other", "sweep/2", "sweep/10"]
     assert find_runs(tmp_path / "other") == [tmp_path / "other"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_not_a_traceback(tmp_path, monkeypatch, capsys):
+    for name in ("0", "1", "2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("components: 2\n")
+    closed = tmp_path / "1"
+    (closed / "config.yaml").unlink()
+
+    def guard(name, itself):
+        # Whoever runs the tests may be root, to whom no folder is closed.
+        do = getattr(os, name)
+
+        def guarded(path, *args, **kwargs):
+            inside = not isinstance(path, int) and Path(path).is_relative_to(closed)
+            if inside and (itself or Path(path) != closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return do(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, name, guarded)
+
+    guard("scandir", itself=True)
+    guard("listdir", itself=True)
+    guard("stat", itself=False)
+    notes = Notes()
+    assert [path.name for path in find_runs(tmp_path, notes)] == ["0", "2"]
+    assert [str(note) for note in notes] == [
+        f"{closed}: cannot be read: Permission denied; left out"
+    ]
+    with pytest.raises(RunFolderError, match="1 cannot be read: Permission denied"):
+        find_runs(closed)
+    assert answer("watch", [str(closed), "--once"]) == 2
+    assert answer("compare", [str(closed)]) == 2
+    told = capsys.readouterr().err
+    assert "expected a folder that can be read; Permission denied" in told
+    assert "Traceback" not in told
 
 
 def test_a_folder_without_runs_is_refused_in_words(tmp_path):

@@ -97,7 +97,7 @@ def in_order(values: Iterable[Any]) -> list[Any]:
 def _jobs(path: Path, notes: Notes) -> list[Job]:
     rows = _rows(path / sweeptable.TABLE, notes)
     try:
-        folders = find_runs(path)
+        folders = find_runs(path, notes)
     except RunFolderError:
         if not rows:
             raise

@@ -38,7 +38,7 @@ def gather(paths: Iterable[Path], notes: Notes) -> list[RunRecord]:
     for path in paths:
         _note_jobs(path, notes)
         try:
-            folders = find_runs(path)
+            folders = find_runs(path, notes)
         except RunFolderError as error:
             notes.add(path, f"skipped: {str(error).removeprefix(f'{path}: ')}")
             continue

@@ -83,8 +83,13 @@ def _open(path: Path) -> OneRun | SeveralRuns:
     Raises:
         RunFolderError: no such path, or a folder with other things in it.
     """
-    if path.is_dir() and (is_run(path) or not any(path.iterdir())):
-        return OneRun(path)
+    try:
+        if path.is_dir() and (is_run(path) or not any(path.iterdir())):
+            return OneRun(path)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: expected a folder that can be read; {error.strerror}"
+        ) from error
     find_runs(path)
     return SeveralRuns(path)
 
