@@ -18,6 +18,7 @@ from mach.errors import RunFolderError
 from mach.page.grid import layout_of
 from mach.page.learning import frontier
 from mach.page.main import report
+from mach.page.picture import draw
 from mach.page.secrets import HIDDEN, secrets_of, value_of, without
 from mach.page.time import _waits, _window
 from mach.records import Notes, Slices, read_log
@@ -135,6 +136,13 @@ def test_names_and_values_are_escaped(copy, tmp_path, chromium):
     with opened(chromium, file) as look:
         assert not look.said
         assert SCRIPT in look.text
+
+
+def test_the_title_of_a_picture_cannot_end_its_attribute():
+    # Names of keys are in titles, and the keys of a config may hold anything.
+    picture = draw("name", f'">{SCRIPT}', "", lambda figure: None)
+    assert SCRIPT not in picture.svg
+    assert 'aria-label="&quot;&gt;&lt;script&gt;' in picture.svg
 
 
 def test_a_sweep_over_odd_values_is_escaped(sweep, tmp_path, chromium):
