@@ -292,7 +292,7 @@ def small_disk(tmp_path):
 def fill(disk: Path) -> Path:
     """Leave no room on a disk."""
     ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
+    with ballast.open("ab", buffering=0) as file:
         try:
             while True:
                 file.write(b"\0" * 4096)
@@ -371,3 +371,45 @@ def test_training_goes_on_while_the_disk_is_full(small_disk, tmp_path):
     assert all(one is not None for one in kept)
     assert all(row["failed_saves"] > 0 for row in result(run_dir)["free"])
     assert len(stored_tensors(run_dir / "checkpoints" / "step-600")) > 10
+
+
+def test_training_goes_on_when_what_it_prints_finds_no_room(small_disk, tmp_path):
+    """The first complaint that did not fit in a component's log ended the component, and the run
+    with it; in a test whose logs were on another disk nobody saw it."""
+    run_dir = small_disk / "run"
+    command = [*GANG, "steps=100000", "checkpoint.every=1", f"out={run_dir}"]
+
+    def tried() -> int:
+        """Saves that were begun: each leaves at least a folder."""
+        fill(small_disk)  # what checkpoints that are dropped leave, too
+        return len(list((run_dir / "checkpoints").glob("step-*")))
+
+    with Command(command, tmp_path / "here") as started:
+        started.until(lambda: all(saved_steps(run_dir, k) for k in range(3)))
+        before = tried()
+        started.until(lambda: tried() > before + 40)
+        fill(small_disk).unlink()
+        started.process.send_signal(signal.SIGINT)
+        done = started.wait()
+    assert done.code == 130, done
+    assert max(saved_steps(run_dir, k)[-1] for k in range(3)) > 40
+    assert_none_left(tmp_path)
+
+
+TELLING = """
+from pathlib import Path
+from mach.launcher.journal import Journal
+from mach.launcher.reports import Event
+
+Journal(Path("events.jsonl")).tell(Event(0, "died", "component 0 died"))
+print("goes on")
+"""
+
+
+def test_a_launcher_whose_words_find_no_room_goes_on(tmp_path):
+    command = [sys.executable, "-c", TELLING]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60
+        )
+    assert done.stdout == "goes on\n"

@@ -14,7 +14,8 @@ ROOT = Path(mach.__file__).parent
 
 LINES = [
     "errors outofmemory shapes metrics config configerrors configfile topology schedule policy "
-    "balance forecast results introduce provenance runfolder storeaddress sweepfolder sweeptable",
+    "balance forecast results introduce provenance runfolder say storeaddress sweepfolder "
+    "sweeptable",
     "randomness rank roster",
     "component",
     "models",

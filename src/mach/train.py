@@ -31,6 +31,7 @@ from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.preflight import preflight
 from mach.launcher.rearing import rear
 from mach.rank import Rank, join, join_supervised
+from mach.say import let_go, say
 from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
 from mach.storeaddress import StoreAddress
 
@@ -126,8 +127,7 @@ def _run(options: Any, overrides: list[str]) -> None:
 
 def _leave(code: int) -> None:
     """End at once: a thread that waits in gloo would abort the interpreter's own shutdown."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    let_go()
     os._exit(code)
 
 
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
             _run(options, overrides)
     except MachError as error:
         who = "" if options.component is None else f"component {options.component}: "
-        print(f"mach: {who}{error}", file=sys.stderr, flush=True)
+        say(f"{who}{error}")
         _tell(handler, error)
         if isinstance(error, PeerLostError):
             time.sleep(_GRACE_S)  # let the one that fell be found before those it took with it

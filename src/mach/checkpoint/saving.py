@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,6 +33,7 @@ from mach.configfile import fingerprint
 from mach.data.preprocessing import Preprocessing
 from mach.errors import SaveError
 from mach.runfolder import CHECKPOINTS, write_atomically
+from mach.say import say
 
 
 def warm_up() -> None:
@@ -133,7 +133,7 @@ def save_together(
         files = save(run_dir, step, k, tensors)
         complete(run_dir, step, k, files, config, store, preprocessing, start)
     except SaveError as error:
-        print(f"mach: component {k}: {error}", file=sys.stderr, flush=True)
+        say(f"component {k}: {error}")
         return False
     return True
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from mach.launcher.reports import Event
+from mach.say import say
 
 _KEPT_ONLY = ("finished", "refused")
 """Nothing to act on, or told by the error that ends the run."""
@@ -31,4 +31,4 @@ class Journal:
         with suppress(OSError), self._path.open("a") as file:  # a full disk does not end the run
             file.write(json.dumps(line) + "\n")
         if event.kind not in _KEPT_ONLY:
-            print(f"mach: {event.text}", file=sys.stderr, flush=True)
+            say(event.text)

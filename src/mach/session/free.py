@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -28,6 +27,7 @@ from mach.report.artifact import Artifact
 from mach.report.reporter import build
 from mach.report.trace import traced
 from mach.roster import Beat, Pulse, Roster, Silence
+from mach.say import say
 from mach.session.publish import publish
 from mach.session.saver import Saver
 from mach.session.seat import Seat
@@ -276,7 +276,7 @@ class _Life:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._worker is None:  # nothing to save yet
-            print(f"mach: stopped by {name} before the first step", file=sys.stderr, flush=True)
+            say(f"stopped by {name} before the first step")
             os._exit(StoppedError.exit_code)
         # Not `_end`: the bell's lock may be held by the very code this interrupts. The loop looks
         # by itself at least every half second.
@@ -284,5 +284,4 @@ class _Life:
         self._over = True
 
     def _say(self, text: str) -> None:
-        who = f"component {self._seat.rank.index}"
-        print(f"mach: {who}: {text}", file=sys.stderr, flush=True)
+        say(f"component {self._seat.rank.index}: {text}")
