@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from mach.configfile import from_yaml, load, to_yaml
 from mach.launcher.compose import compose
+from mach.launcher.failure import fall_of
 from mach.sweepfolder import enter
 from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, digests, lines, result, scores
 from spawn import (
@@ -295,6 +297,26 @@ def test_a_rank_that_is_ended_while_it_tells_why_it_fell_tells_all_of_it(tmp_pat
     done = run([sys.executable, "-c", HASTY], tmp_path)
     assert (done.code, done.stdout) == (0, "SIG_DFL\n"), done
     assert (tmp_path / "error.json").read_text() == "whole"
+
+
+CRAMPED = """
+import resource
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from mach.train import _tell
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # no room: as on a full disk
+_tell(get_error_handler(), ValueError("too long"))
+"""
+
+
+def test_a_rank_with_no_room_to_tell_why_it_fell_tells_nothing(tmp_path):
+    """Half a word ended the agent that read it, and with it the run, restarts left or not."""
+    word = tmp_path / "error.json"
+    done = run([sys.executable, "-c", CRAMPED], tmp_path, TORCHELASTIC_ERROR_FILE=str(word))
+    assert done.code == 0, done
+    assert not word.exists()
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(word))
+    assert fall_of(0, failure).short == "ended with exit code 1"
 
 
 # --- the command itself --------------------------------------------------------------------

@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,9 @@ def _tell(handler: ErrorHandler, error: BaseException) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         handler.record_exception(error)
+    except OSError:  # a full disk: no word rather than half of one
+        with suppress(OSError):
+            Path(handler._get_error_file_path() or "").unlink()
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -48,9 +48,8 @@ class Fall:
 
 def fall_of(component: int, failure: ProcessFailure) -> Fall:
     """What torch's agent knows of the end of a component."""
-    said = (
-        "" if failure.exitcode < 0 else _message(failure).removeprefix(f"component {component}: ")
-    )
+    told = failure.exitcode >= 0 and Path(failure.error_file).is_file()  # else torch's advice
+    said = _message(failure).removeprefix(f"component {component}: ") if told else ""
     diverged = _stored(failure).startswith(DivergedError.__name__)
     return Fall(failure.exitcode, said, diverged)
 
