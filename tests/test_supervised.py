@@ -6,6 +6,7 @@ import fcntl
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -76,6 +77,26 @@ def store_of(folder: Path) -> str:
 def assert_ended(processes: list[psutil.Process], within_s: float = 10.0) -> None:
     _, alive = psutil.wait_procs(processes, timeout=within_s)
     assert not alive, f"left behind: {alive}"
+
+
+# --- all is well -----------------------------------------------------------------------------
+
+
+def test_one_that_waits_for_wandb_at_its_end_does_not_hang(tmp_path):
+    """It was ended and begun again, which waited as long: in the end a run with a result failed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # lets wandb in, and never answers
+        wandb = {
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+            "WANDB_INIT_TIMEOUT": "60",
+        }
+        patience = ["launch.hang_s=8", "launch.max_restarts=0", "report.finish_timeout_s=12"]
+        command = [*TRAIN, *FREE, "steps=20", "report.wandb=online", *patience]
+        done = run(command, tmp_path, HOME=str(tmp_path), **wandb)
+    assert (done.code, done.stderr) == (0, ""), done
+    assert done.duration_s > 12.0  # it did wait
+    assert result(tmp_path / "run")["restarts"] == 0
+    assert_none_left(tmp_path)
 
 
 # --- a component dies ------------------------------------------------------------------------

@@ -44,8 +44,8 @@ class Beat:
     """Grows with everything it does; a number that stands still is a component that hangs."""
     step: int = 0
     state: str = "starting"
-    """starting, training, saving (it waits for the disk), done (it goes on serving its neighbours)
-    or publishing (it writes the run's result)."""
+    """starting, training, saving (it waits for the disk), done (it goes on serving its neighbours),
+    publishing (it writes the run's result) or reporting (it waits for wandb to take the rest)."""
     counters: Mapping[str, int] = field(default_factory=dict)
     """What it dropped, imagined and so on, in this life."""
     number: int = 0

@@ -26,7 +26,8 @@ LOOK_S = 0.2
 """Time between two looks at the heartbeats."""
 _SLOW_START_S = 60.0
 """On top of transport.start_timeout_s, in which a component that has begun waits for its
-neighbours: the longest back-off, and what comes before the first beat."""
+neighbours: the longest back-off, and what comes before the first beat. And on top of
+report.finish_timeout_s: what ends a report that was given up."""
 
 
 def run_supervised(
@@ -92,6 +93,6 @@ def _rules(config: Config) -> Rules:
         components=config.components,
         max_restarts=config.max_restarts,
         hang_s=config.launch.hang_s,
-        start_s=config.start_timeout_s + _SLOW_START_S,
+        start_s=max(config.start_timeout_s, config.report.finish_timeout_s) + _SLOW_START_S,
         on_exhausted=config.launch.on_exhausted,
     )

@@ -38,7 +38,7 @@ class Rules:
     hang_s: float
     """Longest time without any progress."""
     start_s: float
-    """The same for one that does not train: it has not begun, or writes the result."""
+    """The same for one that does not train: it has not begun, writes the result, or reports."""
     on_exhausted: str
     """stop or continue."""
 
@@ -177,7 +177,7 @@ class Supervision:
             one.died_s = None
             text = f"is back in life {beat.life} after {away_s:.1f} s at step {beat.step}"
             answers.append(Event(k, "back", f"component {k} {text}"))
-        if beat.state == "done":
+        if beat.state in ("done", "reporting"):
             one.state = "done"
             answers += self._finish(k)
         one.steps.append((now_s, beat.step))

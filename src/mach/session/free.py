@@ -149,7 +149,7 @@ class _Life:
             result = publish(seat, self._roster, self._go_on)
             if result is not None:
                 self._reporter.log({"step": config.steps, **_exits(result)})
-            self._state = "done"
+            self._state = "reporting"  # leaving the `with` waits for wandb
         self._pulse.stop()
 
     # --- hooks of the trainer ------------------------------------------------------------------
