@@ -13,6 +13,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from mach.configfile import from_yaml, load, to_yaml
+from mach.errors import RunFolderError
+from mach.launcher import preflight
 from mach.launcher.compose import compose
 from mach.launcher.failure import fall_of
 from mach.sweepfolder import enter
@@ -317,6 +319,22 @@ def test_a_rank_with_no_room_to_tell_why_it_fell_tells_nothing(tmp_path):
     assert not word.exists()
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(word))
     assert fall_of(0, failure).short == "ended with exit code 1"
+
+
+def test_of_two_launchers_that_look_at_a_folder_at_once_one_gets_it(tmp_path, monkeypatch):
+    """Both found it free; who came last wrote its config over the other's, whose run it became."""
+    first, second = (compose([*SMALL, f"seed={seed}"]) for seed in (1, 2))
+    prepare = preflight.prepare
+
+    def overtaken(config, places):
+        monkeypatch.undo()
+        preflight.preflight(first, tmp_path / "run", places)
+        return prepare(config, places)
+
+    monkeypatch.setattr(preflight, "prepare", overtaken)
+    with pytest.raises(RunFolderError, match="got one that holds a run"):
+        preflight.preflight(second, tmp_path / "run", 2)
+    assert load(tmp_path / "run/config.yaml").seed == 1
 
 
 # --- the command itself --------------------------------------------------------------------

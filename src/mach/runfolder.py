@@ -55,24 +55,28 @@ def check(run_dir: Path, config: Config) -> Config:
     if not holds_run(run_dir):
         return config
     if config.resume != "auto":
-        raise RunFolderError(
-            f"out={run_dir}: expected a folder without a run, got one that holds a run. "
-            "Choose another `out`, or go on with the run there: resume=auto"
-        )
+        raise _taken(run_dir)
     before = load(run_dir / CONFIG)
     _same_run(run_dir, before, config)
     return replace(config, resume=before.resume or config.resume)
 
 
-def claim(run_dir: Path, config: Config) -> None:
+def claim(run_dir: Path, config: Config, new: bool = False) -> None:
     """Make the folder this run's own: write the config that its components will read.
 
+    Args:
+        new: there was no run in it when it was checked, a while ago.
+
     Raises:
-        RunFolderError: it cannot be written.
+        RunFolderError: it cannot be written, or another run has taken it since.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / CONFIG, to_yaml(config))
+        with (run_dir / LOCK).open("a+") as file:
+            _take(file, run_dir)  # given back: from here on the config keeps others out
+            if new and holds_run(run_dir):
+                raise _taken(run_dir)
+            write_atomically(run_dir / CONFIG, to_yaml(config))
     except OSError as error:
         raise RunFolderError(
             f"out={run_dir}: expected a folder that can be written; {error.strerror or error}. "
@@ -136,6 +140,13 @@ def _take(file: IO[str], run_dir: Path) -> None:
                 f"{pid or '?'} on {host or 'this machine'} runs in. Wait for it, or stop it."
             )
         time.sleep(0.1)
+
+
+def _taken(run_dir: Path) -> RunFolderError:
+    return RunFolderError(
+        f"out={run_dir}: expected a folder without a run, got one that holds a run. "
+        "Choose another `out`, or go on with the run there: resume=auto"
+    )
 
 
 def launcher_ended(run_dir: Path) -> bool:

@@ -38,6 +38,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
         MachError: with exit code 2, for the first thing that cannot work; nothing was written.
     """
     _check_network(config, places, store_host())
+    new = not runfolder.holds_run(run_dir)
     config = check_folder(config, run_dir)
     config, dataset = prepare(config, places)
     assembly = Assembly(config, dataset.task)
@@ -48,7 +49,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
             checkpoint.verify(found, k)
             refuse_other(found.path, dataset.tokenizer, found.manifest.get("tokenizer"))
             assembly.dry(partial(_check_fit, found, assembly, k))
-    runfolder.claim(run_dir, config)
+    runfolder.claim(run_dir, config, new)
     return config
 
 
