@@ -239,7 +239,7 @@ def resident_bytes() -> int:
 
 
 def gpu_names() -> list[str]:
-    """GPUs that this process may use, as CUDAVISIBLE_GPUS_DEVICES names them."""
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     names = os.environ.get(VISIBLE_GPUS)
     if names is None:
         return [str(index) for index in range(torch.cuda.device_count())]
