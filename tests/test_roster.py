@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
-from mach.config import Config, LaunchConfig
+from mach.config import Config, LaunchConfig, MlpConfig
 from mach.errors import ConfigError
 from mach.rank import Rank
 from mach.roster import Beat, Pulse, Roster, Silence
@@ -137,6 +138,15 @@ def test_who_is_not_heard_for_too_long_is_missed(roster):
     assert silence.broken_by() is None
     now_s = 51.0
     assert silence.broken_by() == 2
+
+
+def test_one_that_compiles_is_not_missed_before_it_can_be_heard(roster):
+    """Without a supervisor the others gave it two minutes, and it may take ten more."""
+    model = MlpConfig(compile=True)
+    config = Config(components=3, schedule="free", model=model)
+    rank = Rank(0, 3, 0, 3, 0, "a run", roster._store, "localhost")
+    life = SimpleNamespace(_seat=SimpleNamespace(config=config, rank=rank))
+    assert free._Life._silence(life, roster)._start_s == config.start_timeout_s > 600
 
 
 def test_a_beat_of_an_earlier_start_is_no_sign_of_life_and_none_of_death(roster):

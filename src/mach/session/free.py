@@ -266,7 +266,7 @@ class _Life:
         """torchrun ends all ranks of its own machine when one falls, but not those of others."""
         config, k = self._seat.config, self._seat.rank.index
         others = set(range(config.components)) - {k}
-        return Silence(roster, others, config.transport.start_timeout_s, config.launch.hang_s)
+        return Silence(roster, others, config.start_timeout_s, config.launch.hang_s)
 
     def _miss(self, component: int) -> None:
         """Nobody would start it again."""
