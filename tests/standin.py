@@ -3,8 +3,8 @@
     python tests/standin.py train [overrides]
 
 STANDIN says what each one is, component 0 first: fine, slow (saves for two seconds), deaf (to
-SIGTERM), mute (never says a word) or wrong (refuses its config). A fine one saves when it is told
-to stop, and ends well when the file `finish` is in the run folder.
+SIGTERM), mute (never says a word), wrong (refuses its config) or last (falls after its last step).
+A fine one saves when it is told to stop, and ends well when the file `finish` is in the run folder.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def component(argv: Sequence[str]) -> None:
                 roster.beat(k, Beat(life, os.getpid(), beats, beats, "training"))
         time.sleep(0.02)
     roster.finish(k, "")
+    if kind == "last":
+        roster.beat(k, Beat(life, os.getpid(), beats, beats, "done"))
+        finished = f'"component": {k}, "event": "finished"'
+        while finished not in (run_dir / "events.jsonl").read_text():
+            time.sleep(0.02)
+        os._exit(1)
     if k == 0:
         result = {"chain": [{"exit": 0, "loss": 1.0}], "windows": []}
         (run_dir / "result.json").write_text(json.dumps(result))

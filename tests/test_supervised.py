@@ -336,6 +336,19 @@ def test_a_refusal_ends_the_run_at_once_and_is_not_tried_again(tmp_path):
     assert_none_left(tmp_path)
 
 
+def test_a_run_whose_result_nobody_has_written_does_not_say_that_all_is_well(tmp_path):
+    with idle(tmp_path, "last,fine", "launch.max_restarts=0") as started:
+        started.until(lambda: (tmp_path / "run/fine-1").exists())
+        started.until(lambda: rank_of(tmp_path, 0) is not None)
+        (tmp_path / "run/events.jsonl").touch()
+        (tmp_path / "run/finish").touch()
+        done = started.wait()
+    assert done.code == 1, done
+    assert "component 0 ended after its last step (ended with exit code 1)" in done.stderr, done
+    assert "no component has written run/result.json. Logs: run/logs" in done.stderr, done
+    assert_none_left(tmp_path)
+
+
 def test_a_second_ctrl_c_does_not_wait_for_a_component_that_is_deaf(tmp_path):
     with idle(tmp_path, "fine,deaf") as started:
         started.until(lambda: (tmp_path / "run/deaf-1").exists())

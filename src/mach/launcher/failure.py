@@ -68,9 +68,10 @@ def run_failed(component: int, fall: Fall, run_dir: Path, config: Config) -> Ran
 
 
 def no_result(run_dir: Path) -> RankFailedError:
-    """Every component says that all is well, and yet there is nothing to show."""
+    """All steps are taken, and yet there is nothing to show: whoever was to write it fell."""
     return RankFailedError(
-        f"all components ended well, but {run_dir / runfolder.RESULT} is missing"
+        f"all steps are taken and saved, but no component has written {run_dir / runfolder.RESULT}."
+        f" Logs: {run_dir / runfolder.LOGS}. To have it written: out={run_dir} resume=auto"
     )
 
 
