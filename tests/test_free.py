@@ -16,6 +16,7 @@ import torch
 from clouds import clouds, make
 from mach import checkpoint
 from mach.errors import SaveError
+from mach.report.jsonl import JsonLines
 from mach.trainer import Assembly
 from runs import SMALL, lines, result, stored_tensors
 from spawn import TORCHRUN, TRAIN, Command, assert_none_left, run
@@ -320,6 +321,17 @@ def a_chain():
     assembly = Assembly(config, clouds().task)
     component, optimizers = assembly.component(0, torch.device("cpu"))
     return component, optimizers, config
+
+
+def test_a_log_is_cut_back_where_there_is_no_room_for_another(small_disk):
+    """Each life that fell there once spent a restart."""
+    log = small_disk / "component-0.jsonl"
+    lines = [f'{{"step": {step}, "loss": 0.5}}\n' for step in range(1, 2001)]
+    log.write_text("".join(lines) + '{"step": 2001, "lo')
+    fill(small_disk)
+    JsonLines(log, resume_step=1500).close()
+    assert log.read_text() == "".join(lines[:1500])
+    assert {path.name for path in small_disk.iterdir()} == {log.name, "ballast"}
 
 
 @pytest.mark.parametrize(

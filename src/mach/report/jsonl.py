@@ -132,8 +132,14 @@ def _forget_after(path: Path, step: int) -> None:
         return
     # Beside the log, then over it: a crash in between leaves the old file or the new one.
     draft = path.with_name(path.name + ".draft")
-    draft.write_bytes(b"".join(kept))
-    draft.replace(path)
+    try:
+        draft.write_bytes(b"".join(kept))
+        draft.replace(path)
+    except OSError:  # no room for two of them: it becomes shorter where it is
+        draft.unlink(missing_ok=True)
+        with path.open("r+b", buffering=0) as file:
+            file.write(b"".join(kept))
+            file.truncate()
 
 
 def _logged_by(line: bytes, step: int) -> bool:
