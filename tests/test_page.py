@@ -196,6 +196,16 @@ def test_a_run_without_a_result_has_the_mean_staleness_of_its_log(copy, tmp_path
     assert "0 first: 1.0, 0.0" in report([copy], tmp_path / "page").read_text()
 
 
+def test_an_unfinished_language_model_has_its_bits_on_the_page(copy, tmp_path):
+    (copy / "result.json").unlink()
+    looks = [{"step": n, "eval_loss": 2.0, "eval_bits_per_byte": 3.0 - n / 10} for n in (1, 2)]
+    for k in range(2):
+        (copy / f"component-{k}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in looks))
+    text = report([copy], tmp_path / "page").read_text()
+    assert 'id="exits"' in text
+    assert "Test bits per byte of every exit" in text
+
+
 def test_the_timeline_shows_a_stretch_in_which_all_work():
     def slices(k: int, starts: np.ndarray) -> Slices:
         work = np.zeros(len(starts), dtype=np.int64)

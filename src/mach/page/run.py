@@ -27,7 +27,8 @@ def page_of(run: RunRecord) -> Page:
     logs = [run.log(k) for k in range(run.components)]
     traces = read_traces(run.folder, run.notes)
     result = run.result or {}
-    measure = measure_of({"split": run.flat.get("eval.split"), **result})
+    logged = {key for log in logs for key in log.columns if key.startswith("eval_")}
+    measure = measure_of({"split": run.flat.get("eval.split"), **result}, logged)
     chain = [_point(f"0..{row['exit']}", row, measure) for row in result.get("chain", [])]
     windows, consolidated = (
         [_point(f"{row['first']}..{row['last']}", row, measure) for row in rows]

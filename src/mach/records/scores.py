@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,10 +60,15 @@ class Score:
     loss: float
 
 
-def measure_of(result: Mapping[str, Any]) -> Measure:
-    """The measure a run is judged by."""
+def measure_of(result: Mapping[str, Any], logged: Collection[str] = ()) -> Measure:
+    """The measure a run is judged by.
+
+    Args:
+        logged: keys of its logs, which tell it while there is no result.
+    """
     rows = [*result.get("chain", []), *result.get("windows", [])]
-    key = next((key for key in _MEASURES for row in rows if key in row), "accuracy")
+    known = {key for row in rows for key in row} or {key.removeprefix("eval_") for key in logged}
+    key = next((key for key in _MEASURES if key in known), "accuracy")
     split = result.get("split")
     return Measure(key, split if isinstance(split, str) else "test")
 
