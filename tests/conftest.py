@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from browser import CHROMIUM
+from kept import SHAPE, keep, of_images
 from runs import LONG, SMALL
 from spawn import TRAIN, Done, assert_none_left, processes_of, run
+from texts import make as make_text
 from texts import write_text
 
 # Commands that run side by side: two threads of one on a core that another needs wait for each
@@ -63,6 +65,21 @@ def language_run(tmp_path_factory) -> tuple[Path, Done]:
     assert done.code == 0, done
     assert_none_left(folder)
     return folder / "run", done
+
+
+@pytest.fixture(scope="session")
+def served_images(tmp_path_factory) -> Path:
+    """A run on pictures, to be asked. Not to be changed."""
+    folder = tmp_path_factory.mktemp("served_images")
+    return keep(of_images(folder, *SHAPE, test=70), folder / "run")
+
+
+@pytest.fixture(scope="session")
+def served_text(tmp_path_factory) -> Path:
+    """The same of a small language model."""
+    folder = tmp_path_factory.mktemp("served_text")
+    config = make_text(write_text(folder), student={"enabled": True}, steps=10)
+    return keep(config, folder / "run")
 
 
 @pytest.fixture(scope="session")

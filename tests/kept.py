@@ -15,6 +15,8 @@ from mach.data import open_dataset
 from mach.trainer import Oracle, settle
 
 CLASSES = 4
+SHAPE = (6, 5)
+"""Of the pictures that are asked about over HTTP."""
 
 
 def save(

@@ -1,4 +1,4 @@
-"""Models behind HTTP, for tests of what is served: runs, clients, and a process that serves."""
+"""Models behind HTTP, for tests of what is served: clients, and a process that serves."""
 
 from __future__ import annotations
 
@@ -14,30 +14,16 @@ import numpy as np
 import torch
 from fastapi.testclient import TestClient
 
-from kept import keep, of_images
+from kept import SHAPE
 from mach.config import ServeConfig
 from mach.inference import Run
 from mach.predictor import open_predictor
 from mach.serve.app import create_app
 from spawn import MACH, Command
-from texts import make as make_text
-from texts import write_text
 
-SHAPE = (6, 5)
 NPY = {"content-type": "application/x-npy"}
 JSON = {"content-type": "application/json"}
 GOOD = np.zeros((1, *SHAPE)).tolist()
-
-
-def images_run(folder: Path) -> Path:
-    """Of pictures of six rows and five columns."""
-    return keep(of_images(folder, *SHAPE, test=70), folder / "run")
-
-
-def text_run(folder: Path) -> Path:
-    """Of a small language model."""
-    config = make_text(write_text(folder), student={"enabled": True}, steps=10)
-    return keep(config, folder / "run")
 
 
 @contextmanager

@@ -21,38 +21,29 @@ import numpy as np
 import pytest
 import torch
 
+from kept import SHAPE
 from mach import cli
 from mach.config import ServeConfig
 from mach.serve import app
 from mach.serve import server as server_module
 from mach.serve.server import threads_of
-from served import GOOD, JSON, NPY, SHAPE, Server, client_of, images_run, npy, serving, text_run
+from served import GOOD, JSON, NPY, Server, client_of, npy, serving
 from spawn import run, until
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return images_run(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return text_run(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def server(images, tmp_path_factory) -> Iterator[Server]:
+def server(served_images, tmp_path_factory) -> Iterator[Server]:
     """One that loses its patience after two seconds."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(images, folder, "window=1..2", "read_timeout_s=2") as found:
+    with serving(served_images, folder, "window=1..2", "read_timeout_s=2") as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def patient(images, tmp_path_factory) -> Iterator[Server]:
+def patient(served_images, tmp_path_factory) -> Iterator[Server]:
     """One that closes no connection for its slowness."""
     folder = tmp_path_factory.mktemp("patient")
-    with serving(images, folder, "read_timeout_s=600", "max_bodies_mb=8") as found:
+    with serving(served_images, folder, "read_timeout_s=600", "max_bodies_mb=8") as found:
         yield found
 
 
@@ -107,9 +98,9 @@ def test_many_slow_connections_do_not_keep_others_out(server):
     assert re.search(r'mach_requests_total{path="/predict",status="408"} [1-9]', metrics)
 
 
-def test_a_body_without_a_length_is_cut_off_too(images, tmp_path):
+def test_a_body_without_a_length_is_cut_off_too(served_images, tmp_path):
     began = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with serving(images, tmp_path, "max_body_mb=0.01") as server:
+    with serving(served_images, tmp_path, "max_body_mb=0.01") as server:
         with socket.create_connection(server.address, timeout=60) as one:
             one.sendall(began + b"transfer-encoding: chunked\r\n\r\n")
             for _ in range(3):  # of 4 KB each
@@ -127,9 +118,9 @@ cli.main()
 """
 
 
-def test_a_model_that_fails_is_told_as_json_and_logged_once(images, tmp_path):
+def test_a_model_that_fails_is_told_as_json_and_logged_once(served_images, tmp_path):
     program = [sys.executable, "-c", FAILING]
-    with serving(images, tmp_path, program=program) as server:
+    with serving(served_images, tmp_path, program=program) as server:
         answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
         server.command.process.send_signal(signal.SIGTERM)
@@ -190,8 +181,8 @@ def ask_for_much(server: Server) -> socket.socket:
     return connection
 
 
-def test_an_answer_that_nobody_takes_is_dropped(images, tmp_path):
-    with serving(images, tmp_path, "window=1..2", "read_timeout_s=3") as server:
+def test_an_answer_that_nobody_takes_is_dropped(served_images, tmp_path):
+    with serving(served_images, tmp_path, "window=1..2", "read_timeout_s=3") as server:
         with ask_for_much(server) as connection:
             metrics = f"{server.url}metrics"
             until(lambda: ANSWERED in httpx.get(metrics, timeout=60).text, 60)
@@ -216,7 +207,8 @@ def test_an_answer_counts_until_it_is_taken(patient):
 
 
 @pytest.mark.parametrize(
-    ("run_dir", "place"), [("images", "batch_of"), ("images", "refuse_nan"), ("text", "tokens_of")]
+    ("run_dir", "place"),
+    [("served_images", "batch_of"), ("served_images", "refuse_nan"), ("served_text", "tokens_of")],
 )
 def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_dir, place):
     """As it is read, and as its answer is written."""
@@ -229,7 +221,7 @@ def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_
 
     monkeypatch.setattr(app, place, held)
     body, headers = npy(np.zeros((40_000, *SHAPE), "u1")), NPY
-    if run_dir == "text":
+    if run_dir == "served_text":
         body, headers = json.dumps({"inputs": ["a text " * 20_000]}).encode(), JSON
     with client_of(request.getfixturevalue(run_dir)) as client, ThreadPoolExecutor(1) as thread:
         large = thread.submit(client.post, "/predict", content=body, headers=headers)
@@ -240,8 +232,8 @@ def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_what_is_here_be_answered(images, tmp_path, number, code):
-    with serving(images, tmp_path, "wait_ms=1000") as server:
+def test_a_signal_lets_what_is_here_be_answered(served_images, tmp_path, number, code):
+    with serving(served_images, tmp_path, "wait_ms=1000") as server:
         answers = []
 
         def ask() -> None:
@@ -261,10 +253,10 @@ def test_a_signal_lets_what_is_here_be_answered(images, tmp_path, number, code):
     assert [one.status_code for one in answers] == [200]
 
 
-def test_a_port_that_is_taken_is_refused(images, capsys):
+def test_a_port_that_is_taken_is_refused(served_images, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.answer("serve", [str(images), f"port={port}"]) == 2
+        assert cli.answer("serve", [str(served_images), f"port={port}"]) == 2
     assert f"port={port}: expected an address to listen at; Address already in use" in (
         capsys.readouterr().err
     )
@@ -276,9 +268,9 @@ def test_one_core_is_left_to_the_service():
     assert threads_of(asked, 2) == 3
 
 
-def test_an_onnx_file_computes_with_as_many_threads_as_asked(images, tmp_path, monkeypatch):
+def test_an_onnx_file_computes_with_as_many_threads_as_asked(served_images, tmp_path, monkeypatch):
     """onnxruntime fixes their number when it opens the file."""
-    words = [str(images), "window=1..2", "format=onnx", f"out={tmp_path / 'onnx'}"]
+    words = [str(served_images), "window=1..2", "format=onnx", f"out={tmp_path / 'onnx'}"]
     assert cli.answer("export", words) == 0
     opened, before = [], torch.get_num_threads()
     monkeypatch.setattr(app, "create_app", lambda predictor, config: opened.append(predictor))
@@ -293,12 +285,12 @@ def test_an_onnx_file_computes_with_as_many_threads_as_asked(images, tmp_path, m
     assert [one.intra_op_num_threads for one in options] == [3, 2]
 
 
-def test_an_address_of_ipv6_can_be_followed(images, tmp_path):
+def test_an_address_of_ipv6_can_be_followed(served_images, tmp_path):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    with serving(images, tmp_path, "host=::1") as server:
+    with serving(served_images, tmp_path, "host=::1") as server:
         assert server.url.startswith("http://[::1]:")
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
 
@@ -312,7 +304,7 @@ def test_an_address_of_ipv6_can_be_followed(images, tmp_path):
         (["{run}", "--threads", "0"], "threads: expected 1 or more"),
     ],
 )
-def test_what_cannot_be_served_is_refused(images, capsys, words, says):
-    assert cli.answer("serve", [word.format(run=images) for word in words]) == 2
+def test_what_cannot_be_served_is_refused(served_images, capsys, words, says):
+    assert cli.answer("serve", [word.format(run=served_images) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told

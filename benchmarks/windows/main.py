@@ -72,15 +72,15 @@ def measure(options: argparse.Namespace, out: Path, folder: Path) -> None:
         ]
         failed = []
         for done in as_completed(running):
-            if done.exception() is not None:
-                failed.append(done)  # the others are kept all the same
+            if error := done.exception():
+                failed.append(error)  # the others are kept all the same
                 continue
             rows.append(done.result())
             rows.sort(key=lambda row: (list(TASKS).index(row["task"]), row["steps"], row["seed"]))
             if not options.quick or options.out:
                 out.write_text(json.dumps(rows, indent=1) + "\n")
-    for done in failed:
-        done.result()  # raises
+    if failed:
+        raise failed[0]
     if options.quick and not options.out:
         print(json.dumps(rows, indent=1))
         sys.exit()

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, get_error_handler
 
-from mach import outofmemory, runfolder
+from mach import runfolder
 from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
 from mach.errors import ConfigError, MachError, PeerLostError
@@ -30,6 +30,7 @@ from mach.launcher.compose import compose
 from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.preflight import preflight
 from mach.launcher.rearing import rear
+from mach.outofmemory import OF_A_RUN, told
 from mach.rank import Rank, join, join_supervised
 from mach.say import let_go, say
 from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
@@ -156,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
     handler = get_error_handler()  # torchrun's way to hear of an error
     handler.initialize()
     try:
-        with outofmemory.told(outofmemory.OF_A_RUN):
+        with told(OF_A_RUN):
             _run(options, overrides)
     except MachError as error:
         who = "" if options.component is None else f"component {options.component}: "

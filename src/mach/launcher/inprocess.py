@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mach import checkpoint, outofmemory, runfolder
+from mach import checkpoint, runfolder
 from mach.config import Config
 from mach.data import open_dataset
 from mach.launcher.preflight import resume_point
+from mach.outofmemory import OF_A_RUN, told
 from mach.rank import device_kind
 from mach.report import Reporter, build
 from mach.report.artifact import Artifact
@@ -51,9 +52,7 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
         elif step == config.steps:
             unsaved.append(k)
 
-    with ExitStack() as stack:
-        stack.enter_context(threads_of_a_rank(config, config.components))
-        stack.enter_context(outofmemory.told(outofmemory.OF_A_RUN))
+    with threads_of_a_rank(config, config.components), told(OF_A_RUN), ExitStack() as stack:
         components = range(config.components)
         reporters = [
             stack.enter_context(build(config, run_dir, k, first_step, began_from))
@@ -66,8 +65,8 @@ def run_inprocess(config: Config, run_dir: Path) -> dict[str, Any]:
             assert start is not None
             with oracle.streams.of(k):
                 checkpoint.load(start, k, oracle.trainers[k].worker.component, oracle.optimizers[k])
-        for trainer, told in zip(oracle.trainers, hooks, strict=True):
-            stack.enter_context(traced(config, run_dir, trainer.worker, told))
+        for trainer, hook in zip(oracle.trainers, hooks, strict=True):
+            stack.enter_context(traced(config, run_dir, trainer.worker, hook))
         with Progress(run_dir, config.components, config.steps, config.report.progress):
             result = oracle.run()
     if unsaved:
