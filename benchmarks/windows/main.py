@@ -101,15 +101,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of the chain; default: the experiment's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
-    parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test, for mnist")
-    parser.add_argument("--text", help="any text, for gpt")
+    parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
+    parser.add_argument("--text", help="any text")
     parser.add_argument("--folder", type=Path, help="for data and run folders, which then stay")
     parser.add_argument("--out", type=Path, help=f"default: {RESULT.name} beside this program")
     parser.add_argument("--quick", action="store_true", help="one seed, a few steps")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--plot", action="store_true")
     options = parser.parse_args()
-    flag = {"mnist": "mnist", "gpt": "text"}.get(options.task)
+    flag = TASKS[options.task].file
     options.path = getattr(options, flag) if flag else None
     if flag and not (options.path or options.markdown or options.plot):
         parser.error(f"--task {options.task} needs --{flag} FILE")

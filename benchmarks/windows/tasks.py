@@ -12,6 +12,8 @@ class Task:
 
     about: str
     experiment: str
+    file: str | None = None
+    """The option of the benchmark that says where its data is."""
     words: tuple[str, ...] = ()
     """What else `mach train` is told, for the chain and for networks alone."""
     samples: str = "samples"
@@ -27,12 +29,19 @@ class Task:
     itself (benchmarks/accuracy/LOG.md)."""
 
 
+SHIFTED = ("data.augment=crop", "data.padding=2")
+"""Images are shifted by up to two pixels."""
+
 TASKS = {
     "mnist1d": Task("mnist1d", "mnist1d"),
-    "mnist": Task("MNIST", "mnist", ("data.augment=crop", "data.padding=2")),
+    "mnist": Task("MNIST", "mnist", "mnist", SHIFTED),
+    "mnist-narrow": Task(
+        "MNIST, a quarter of the width", "mnist", "mnist", (*SHIFTED, "model.width=32")
+    ),
     "gpt": Task(
         "Tiny Shakespeare",
         "gpt-shakespeare",
+        "text",
         samples="windows of 128 bytes",
         validation=500,
         step=8,  # two features for each of the 4 heads
