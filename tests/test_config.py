@@ -67,6 +67,7 @@ EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
         ({"data": {"name": "mnist", "timeout_s": 0}}, "data.timeout_s: expected 1 to 31622400.0"),
         ({"data": {"prefetch": -1}}, "data.prefetch: expected 0 or more; got -1"),
         ({"head": {"weight": -1}}, "head.weight: expected 0 or more"),
+        ({"head": {"lr": -1}}, "head.lr: expected 0 or more; got -1"),
         ({"feedback": 0, "head": {"weight": 0}}, "head.weight: expected more than 0"),
         ({"student": {"mix": 1.5}}, "student.mix: expected 0 to 1; got 1.5"),
         ({"student": {"lr": float("nan")}}, "student.lr"),

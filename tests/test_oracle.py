@@ -96,6 +96,21 @@ def test_probes_leave_the_chain_as_it_is_bit_by_bit(dataset):
     assert not torch.equal(probe["0.1.weight"], untrained["0.1.weight"])
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_heads_below_the_top_learn_at_their_own_rate_and_the_chain_at_its(dataset, name):
+    def first_step(lr, head_lr=None):
+        optim = {"name": name, "lr": lr, "muon_lr": 0.01}
+        trained, _ = train(make(2, steps=1, optim=optim, head={"lr": head_lr}), dataset)
+        heads = weights(trained, "head")
+        probe = {key: heads.pop(key) for key in list(heads) if key.startswith("0.")}
+        return weights(trained) | heads, probe  # of the top its head is the chain's
+
+    chain, probe = first_step(1e-3, head_lr=0.1)
+    assert_same(chain, first_step(1e-3)[0])
+    assert_same(probe, first_step(0.1)[1])
+    assert not torch.equal(probe["0.1.weight"], first_step(1e-3)[1]["0.1.weight"])
+
+
 def delayed_reference(config, dataset, replay):
     """Two components under `delayed`, written out by hand: component 0 is 2 d microbatches late."""
     oracle = Oracle(config, dataset)

@@ -29,6 +29,8 @@ class HeadConfig:
     so at 0 it is a probe: every exit can be used and the chain does not know of it (unless
     optim.correction=surrogate tells it, or schedule=free leaves a microbatch to it alone, which
     then counts in full). The top component always has 1."""
+    lr: float | None = None
+    """Peak learning rate of the heads below the top one, which is the chain's. None: optim.lr."""
     soft: float = 0.0
     """alpha: how much a head listens to its parent's logits, which then come down with the
     gradient, rather than to the labels."""
@@ -37,6 +39,8 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         at_least("head.weight", self.weight, 0)
+        if self.lr is not None:
+            at_least("head.lr", self.lr, 0)
         within("head.soft", self.soft, 0, 1)
         if not self.temperature > 0:
             raise ConfigError(f"head.temperature: expected more than 0; got {self.temperature}")

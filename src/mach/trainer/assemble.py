@@ -128,8 +128,7 @@ class Assembly:
         optimizers = {"chain": chain}
         head_optimizer = None
         if not top:
-            head_optimizer = Optimizer(_named("head", head), config.optim, steps=config.steps)
-            optimizers["head"] = head_optimizer
+            head_optimizer = optimizers["head"] = self._head_optimizer(head)
         student = None
         if config.student.enabled and k > 0:
             student, optimizers["student"] = self._student(k, device)
@@ -186,6 +185,11 @@ class Assembly:
         if self.config.components == 1:
             self.family.tie(body, head)
         return body, head
+
+    def _head_optimizer(self, head: nn.Module) -> Optimizer:
+        config = self.config
+        lr = config.optim.lr if config.head.lr is None else config.head.lr
+        return Optimizer(_named("head", head), replace(config.optim, lr=lr), steps=config.steps)
 
     def _chain_optimizer(self, k: int, body: nn.Module, head: nn.Module | None) -> Optimizer:
         config = self.config
