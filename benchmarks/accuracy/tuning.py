@@ -42,7 +42,7 @@ GRIDS: dict[str, Grid] = {
     "mnist1d": _grid(0.01, 1e-3),
     "mnist": _grid(0.01, 1e-3),
     "gpt": {**_grid(0.08, 0.016), "optim.muon_momentum": (0.8, 0.9, 0.7)},
-    "resnet": _grid(0.24, 8e-3),
+    "resnet": _grid(0.06, 0.032),
 }
 """The first candidate of each is where the search begins, and wins where another is not better."""
 
