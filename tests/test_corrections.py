@@ -321,6 +321,7 @@ def test_where_nothing_is_said_it_is_what_has_won_for_the_family(words, correcti
     [
         ([], (1e-3, 0.01)),
         (["model=resnet"], (0.032, 0.06)),
+        (["model=gpt", "data=text", "data.path=any"], (0.016, 0.08)),
         (["model=resnet", "optim=adamw"], (1e-3, 0.06)),
         (["model=resnet", "optim=sgd"], (0.1, 0.06)),
         (["model=resnet", "optim.lr=0.5"], (0.5, 0.06)),
