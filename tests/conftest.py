@@ -68,17 +68,17 @@ def language_run(tmp_path_factory) -> tuple[Path, Done]:
 
 
 @pytest.fixture(scope="session")
-def served_images(tmp_path_factory) -> Path:
+def asked_images(tmp_path_factory) -> Path:
     """A run on pictures, to be asked. Not to be changed."""
-    folder = tmp_path_factory.mktemp("served_images")
+    folder = tmp_path_factory.mktemp("asked_images")
     return keep(of_images(folder, *SHAPE, test=70), folder / "run")
 
 
 @pytest.fixture(scope="session")
-def served_text(tmp_path_factory) -> Path:
-    """The same of a small language model."""
-    folder = tmp_path_factory.mktemp("served_text")
-    config = make_text(write_text(folder), student={"enabled": True}, steps=10)
+def asked_text(tmp_path_factory) -> Path:
+    """The same of a small language model, trained for long enough to say characters of the text."""
+    folder = tmp_path_factory.mktemp("asked_text")
+    config = make_text(write_text(folder), student={"enabled": True}, steps=30)
     return keep(config, folder / "run")
 
 

@@ -238,8 +238,25 @@ def test_every_option_of_every_group_composes(option):
 
 
 def test_the_defaults_of_conf_are_those_of_the_dataclasses():
-    """But for the rate of SGD, `conf/` only repeats them: a notebook gets what the shell gets."""
+    """But for the rates of SGD and of a family, `conf/` only repeats them: a notebook gets what the
+    shell gets."""
     assert compose([]) == Config(model=MlpConfig(), data=DigitsConfig())
+
+
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        ([], (1e-3, 0.01)),
+        (["model=resnet"], (0.032, 0.06)),
+        (["model=gpt", "data=text", "data.path=any"], (0.016, 0.08)),
+        (["model=resnet", "optim=adamw"], (1e-3, 0.06)),
+        (["model=resnet", "optim=sgd"], (0.1, 0.06)),
+        (["model=resnet", "optim.lr=0.5"], (0.5, 0.06)),
+    ],
+)
+def test_rates_are_the_familys_unless_the_optimizer_has_its_own(words, rates):
+    optim = compose(words).optim
+    assert (optim.lr, optim.muon_lr) == rates
 
 
 def test_what_comes_later_wins_and_the_command_line_above_all():

@@ -317,22 +317,6 @@ def test_where_nothing_is_said_it_is_what_has_won_for_the_family(words, correcti
 
 
 @pytest.mark.parametrize(
-    ("words", "rates"),
-    [
-        ([], (1e-3, 0.01)),
-        (["model=resnet"], (0.032, 0.06)),
-        (["model=gpt", "data=text", "data.path=any"], (0.016, 0.08)),
-        (["model=resnet", "optim=adamw"], (1e-3, 0.06)),
-        (["model=resnet", "optim=sgd"], (0.1, 0.06)),
-        (["model=resnet", "optim.lr=0.5"], (0.5, 0.06)),
-    ],
-)
-def test_rates_are_the_familys_unless_the_optimizer_has_its_own(words, rates):
-    optim = compose(words).optim
-    assert (optim.lr, optim.muon_lr) == rates
-
-
-@pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"correction": "rate+nesterov"}, "Corrections do not add up"),

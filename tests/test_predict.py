@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from kept import CLASSES, keep, of_images
+from kept import CLASSES
 from mach import cli
 from mach.asking.samples import batch_of
 from mach.config import ExportConfig
@@ -25,23 +25,8 @@ from mach.errors import InputError
 from mach.export.export import export
 from mach.inference import Run
 from mach.signature import Signature, signature_of
-from texts import make as make_text
-from texts import write_text
 
 SHAPE = (6, 5)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    return keep(of_images(folder, *SHAPE, test=70), folder / "run")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    config = make_text(write_text(folder), student={"enabled": True}, steps=30)
-    return keep(config, folder / "run")
 
 
 def predict(*words: object, capsys) -> str:
@@ -67,53 +52,61 @@ def data_of(run_dir: Path) -> str:
 # --- images and vectors --------------------------------------------------------------------------
 
 
-def test_a_line_is_written_for_every_sample_of_an_npz(images, capsys):
-    code = cli.answer("predict", [str(images), "--input", data_of(images), "window=1..2"])
+def test_a_line_is_written_for_every_sample_of_an_npz(asked_images, capsys):
+    code = cli.answer(
+        "predict", [str(asked_images), "--input", data_of(asked_images), "window=1..2"]
+    )
     told, beside = capsys.readouterr()
-    expected = logits_of(images, (1, 2))
+    expected = logits_of(asked_images, (1, 2))
     found = rows(told)
     assert code == 0
     assert [row["sample"] for row in found] == [str(i) for i in range(70)]
     assert [int(row["label"]) for row in found] == expected.argmax(-1).tolist()
     for row, value in zip(found, expected.softmax(-1).amax(-1).tolist(), strict=True):
         assert float(row["probability"]) == pytest.approx(value, rel=1e-4)
-    accuracy = (expected.argmax(-1).numpy() == np.asarray(Run(images).dataset.y_test)).mean()
+    accuracy = (expected.argmax(-1).numpy() == np.asarray(Run(asked_images).dataset.y_test)).mean()
     assert beside == f"accuracy {accuracy:.6g} of 70 samples\n"
 
 
-def test_all_probabilities_and_the_next_best_are_told_on_demand(images, capsys):
-    words = [images, f"input={data_of(images)}", "format=jsonl", "top=2", "probabilities=true"]
+def test_all_probabilities_and_the_next_best_are_told_on_demand(asked_images, capsys):
+    words = [
+        asked_images,
+        f"input={data_of(asked_images)}",
+        "format=jsonl",
+        "top=2",
+        "probabilities=true",
+    ]
     lines = [json.loads(line) for line in predict(*words, capsys=capsys).splitlines()]
-    expected = logits_of(images).softmax(-1)
+    expected = logits_of(asked_images).softmax(-1)
     for line, row in zip(lines, expected, strict=True):
         assert [line[f"p{c}"] for c in range(CLASSES)] == pytest.approx(row.tolist(), abs=1e-5)
         assert line["label_2"] == int(row.topk(2).indices[1])
 
 
-def test_an_exported_folder_says_the_same(images, tmp_path, capsys):
-    export(ExportConfig(str(images), window="1..2", out=str(tmp_path / "out")))
-    words = [f"input={data_of(images)}"]
+def test_an_exported_folder_says_the_same(asked_images, tmp_path, capsys):
+    export(ExportConfig(str(asked_images), window="1..2", out=str(tmp_path / "out")))
+    words = [f"input={data_of(asked_images)}"]
     assert predict(tmp_path / "out", *words, capsys=capsys) == predict(
-        images, "window=1..2", *words, capsys=capsys
+        asked_images, "window=1..2", *words, capsys=capsys
     )
 
 
-def test_a_folder_of_pictures_is_read_by_name(images, tmp_path, capsys):
-    signature = signature_of(Run(images))
+def test_a_folder_of_pictures_is_read_by_name(asked_images, tmp_path, capsys):
+    signature = signature_of(Run(asked_images))
     assert (signature.low, signature.high) == (0, 255)
-    x = np.asarray(Run(images).dataset.x_test)
+    x = np.asarray(Run(asked_images).dataset.x_test)
     for i in range(3):
         Image.fromarray(x[i]).save(tmp_path / f"{2 - i}.png")
     np.save(tmp_path / "z.npy", x[3])
-    found = rows(predict(images, f"input={tmp_path}", capsys=capsys))
+    found = rows(predict(asked_images, f"input={tmp_path}", capsys=capsys))
     assert [row["sample"] for row in found] == ["0.png", "1.png", "2.png", "z.npy"]
-    labels = logits_of(images).argmax(-1)[[2, 1, 0, 3]].tolist()
+    labels = logits_of(asked_images).argmax(-1)[[2, 1, 0, 3]].tolist()
     assert [int(row["label"]) for row in found] == labels
 
 
 @pytest.mark.parametrize("style", ["csv", "jsonl", "nested"])
-def test_lines_are_read_from_a_file(images, tmp_path, capsys, style):
-    x = np.asarray(Run(images).dataset.x_test)[:3]
+def test_lines_are_read_from_a_file(asked_images, tmp_path, capsys, style):
+    x = np.asarray(Run(asked_images).dataset.x_test)[:3]
     lines = {
         "csv": [",".join(map(str, row.ravel())) for row in x],
         "jsonl": [json.dumps(row.ravel().tolist()) for row in x],
@@ -121,51 +114,51 @@ def test_lines_are_read_from_a_file(images, tmp_path, capsys, style):
     }[style]
     file = tmp_path / "lines.txt"
     file.write_text("\n".join([*lines, ""]))
-    found = rows(predict(images, f"input={file}", capsys=capsys))
-    assert [int(row["label"]) for row in found] == logits_of(images)[:3].argmax(-1).tolist()
+    found = rows(predict(asked_images, f"input={file}", capsys=capsys))
+    assert [int(row["label"]) for row in found] == logits_of(asked_images)[:3].argmax(-1).tolist()
 
 
-def test_a_stream_is_answered_line_by_line(images, capsys, monkeypatch):
-    x = np.asarray(Run(images).dataset.x_test)[:2]
+def test_a_stream_is_answered_line_by_line(asked_images, capsys, monkeypatch):
+    x = np.asarray(Run(asked_images).dataset.x_test)[:2]
     lines = [*(json.dumps(row.tolist()) for row in x), "1,2"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    assert cli.answer("predict", [str(images), "input=-", "batch=1"]) == 2
+    assert cli.answer("predict", [str(asked_images), "input=-", "batch=1"]) == 2
     told, beside = capsys.readouterr()
     labels = [int(row["label"]) for row in rows(told)]
-    assert labels == logits_of(images)[:2].argmax(-1).tolist(), "those before it are answered"
+    assert labels == logits_of(asked_images)[:2].argmax(-1).tolist(), "those before it are answered"
     assert "sample 2: expected numbers of shape [samples, 6, 5]; got shape [1, 2]" in beside
 
 
-def test_a_file_appears_when_it_is_complete(images, tmp_path, capsys):
+def test_a_file_appears_when_it_is_complete(asked_images, tmp_path, capsys):
     out = tmp_path / "out.csv"
-    predict(images, f"input={data_of(images)}", f"out={out}", capsys=capsys)
+    predict(asked_images, f"input={data_of(asked_images)}", f"out={out}", capsys=capsys)
     assert len(rows(out.read_text())) == 70
     before = out.read_text()
     bad = tmp_path / "bad.npy"
     np.save(bad, np.full((100, *SHAPE), [1.0] * 4 + [math.nan], "f4"))
-    assert cli.answer("predict", [str(images), f"input={bad}", f"out={out}"]) == 2
+    assert cli.answer("predict", [str(asked_images), f"input={bad}", f"out={out}"]) == 2
     assert out.read_text() == before
     assert sorted(tmp_path.iterdir()) == [bad, out]
 
 
-def test_a_device_is_written_to_and_stays_what_it_is(images, tmp_path, capsys):
+def test_a_device_is_written_to_and_stays_what_it_is(asked_images, tmp_path, capsys):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reads = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        predict(images, f"input={data_of(images)}", f"out={fifo}", capsys=capsys)
+        predict(asked_images, f"input={data_of(asked_images)}", f"out={fifo}", capsys=capsys)
         assert len(rows(os.read(reads, 1 << 16).decode())) == 70
     finally:
         os.close(reads)
     assert fifo.is_fifo()
 
 
-def test_a_table_that_excel_has_written_is_read(images, tmp_path, capsys):
-    x = np.asarray(Run(images).dataset.x_test)[:2]
+def test_a_table_that_excel_has_written_is_read(asked_images, tmp_path, capsys):
+    x = np.asarray(Run(asked_images).dataset.x_test)[:2]
     text = "\r\n".join(",".join(map(str, row.ravel())) for row in x)
     (tmp_path / "x.csv").write_bytes(text.encode("utf-8-sig"))
-    found = rows(predict(images, f"input={tmp_path / 'x.csv'}", capsys=capsys))
-    assert [int(row["label"]) for row in found] == logits_of(images)[:2].argmax(-1).tolist()
+    found = rows(predict(asked_images, f"input={tmp_path / 'x.csv'}", capsys=capsys))
+    assert [int(row["label"]) for row in found] == logits_of(asked_images)[:2].argmax(-1).tolist()
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -184,10 +177,10 @@ def bits_per_byte(run_dir: Path, said: str) -> float:
     return bits / (len(tokens) - 1)
 
 
-def test_texts_as_json_and_all_probabilities_of_what_follows(text, tmp_path, capsys):
+def test_texts_as_json_and_all_probabilities_of_what_follows(asked_text, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text(json.dumps("The quick\nbrown"))
     words = [f"input={tmp_path / 'a.jsonl'}", "format=jsonl", "probabilities=true"]
-    line = json.loads(predict(text, *words, capsys=capsys))
+    line = json.loads(predict(asked_text, *words, capsys=capsys))
     assert line["tokens"] == len("The quick\nbrown")
     every = [line[f"p{c}"] for c in range(256)]
     assert sum(every) == pytest.approx(1, abs=1e-4)
@@ -195,28 +188,28 @@ def test_texts_as_json_and_all_probabilities_of_what_follows(text, tmp_path, cap
 
 
 @pytest.mark.parametrize("said", ["The quick brown fox jumps over it", "The quick brown", "Th"])
-def test_a_text_is_read_whatever_its_length(text, tmp_path, capsys, said):
+def test_a_text_is_read_whatever_its_length(asked_text, tmp_path, capsys, said):
     (tmp_path / "a.txt").write_text(f"{said}\n")
-    (row,) = rows(predict(text, f"input={tmp_path / 'a.txt'}", "top=2", capsys=capsys))
-    assert float(row["bits_per_byte"]) == pytest.approx(bits_per_byte(text, said), rel=1e-4)
+    (row,) = rows(predict(asked_text, f"input={tmp_path / 'a.txt'}", "top=2", capsys=capsys))
+    assert float(row["bits_per_byte"]) == pytest.approx(bits_per_byte(asked_text, said), rel=1e-4)
     assert int(row["tokens"]) == len(said)
-    found = Run(text)
+    found = Run(asked_text)
     with torch.no_grad():
         last = found.window()(torch.tensor([list(said.encode())[-found.config.data.context :]]))[-1]
     assert row["next"] == chr(int(last.argmax()))
     assert float(row["probability"]) == pytest.approx(float(last.softmax(-1).max()), rel=1e-4)
 
 
-def test_one_token_predicts_the_next_and_has_no_bits(text, tmp_path, capsys):
+def test_one_token_predicts_the_next_and_has_no_bits(asked_text, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("T\n")
-    (row,) = rows(predict(text, f"input={tmp_path / 'a.txt'}", capsys=capsys))
+    (row,) = rows(predict(asked_text, f"input={tmp_path / 'a.txt'}", capsys=capsys))
     assert row["bits_per_byte"] == ""
     assert row["next"]
 
 
-def test_a_folder_of_texts_is_read_whole(text, tmp_path, capsys):
+def test_a_folder_of_texts_is_read_whole(asked_text, tmp_path, capsys):
     (tmp_path / "b.txt").write_text("The quick\nbrown fox\n")
-    (row,) = rows(predict(text, f"input={tmp_path}", "window=1..1", capsys=capsys))
+    (row,) = rows(predict(asked_text, f"input={tmp_path}", "window=1..1", capsys=capsys))
     assert (row["sample"], row["tokens"]) == ("b.txt", "20")
 
 
@@ -309,9 +302,11 @@ def a_file(folder: Path, kind: str) -> Path:
         ("null", "sample 0: expected numbers of shape .*; got None"),
     ],
 )
-def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, capsys, kind, says):
+def test_samples_the_model_cannot_be_asked_about_are_refused(
+    asked_images, tmp_path, capsys, kind, says
+):
     path = a_file(tmp_path, kind)
-    assert cli.answer("predict", [str(images), f"input={path}"]) == 2
+    assert cli.answer("predict", [str(asked_images), f"input={path}"]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1
@@ -330,17 +325,17 @@ def test_samples_the_model_cannot_be_asked_about_are_refused(images, tmp_path, c
         (["{run}", "input={data}", "out=/"], "out=/: expected the name of a file; got a folder"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(images, capsys, words, says):
-    named = {"run": images, "data": data_of(images)}
+def test_what_cannot_be_asked_is_refused(asked_images, capsys, words, says):
+    named = {"run": asked_images, "data": data_of(asked_images)}
     assert cli.answer("predict", [word.format(**named) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1
 
 
-def test_text_that_is_none_is_refused(text, tmp_path, capsys):
+def test_text_that_is_none_is_refused(asked_text, tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    assert cli.answer("predict", [str(text), f"input={tmp_path}"]) == 2
+    assert cli.answer("predict", [str(asked_text), f"input={tmp_path}"]) == 2
     assert "expected a text in UTF-8" in capsys.readouterr().err
 
 

@@ -30,9 +30,9 @@ from spawn import until
 
 
 @pytest.fixture(scope="module")
-def client(served_images) -> Iterator[TestClient]:
+def client(asked_images) -> Iterator[TestClient]:
     """Of window 1..2 of the pictures, in this process."""
-    with client_of(served_images, window="1..2", max_body_mb=0.1) as found:
+    with client_of(asked_images, window="1..2", max_body_mb=0.1) as found:
         yield found
 
 
@@ -68,13 +68,13 @@ def test_what_numpy_does_not_read_is_not_read():
 # --- answers -------------------------------------------------------------------------------------
 
 
-def test_json_and_npy_get_the_same_answer(served_images, client):
-    x = x_of(served_images)
+def test_json_and_npy_get_the_same_answer(asked_images, client):
+    x = x_of(asked_images)
     as_json = client.post("/predict?top=2", json={"inputs": x.tolist()})
     as_npy = client.post("/predict?top=2", content=npy(x), headers=NPY)
     assert as_json.status_code == as_npy.status_code == 200
     assert as_json.json() == as_npy.json()
-    expected = probabilities(served_images, 1, 2)
+    expected = probabilities(asked_images, 1, 2)
     found = as_json.json()
     assert found["model"] == "window 1..2"
     for answers, row in zip(found["predictions"], expected, strict=True):
@@ -82,30 +82,28 @@ def test_json_and_npy_get_the_same_answer(served_images, client):
         assert answers[0]["probability"] == pytest.approx(float(row.max()), rel=1e-4)
 
 
-def test_an_array_of_all_probabilities_comes_back_where_it_is_asked_for(served_images, client):
+def test_an_array_of_all_probabilities_comes_back_where_it_is_asked_for(asked_images, client):
     headers = {**NPY, "accept": "application/x-npy"}
-    answer = client.post("/predict", content=npy(x_of(served_images).astype("u1")), headers=headers)
+    answer = client.post("/predict", content=npy(x_of(asked_images).astype("u1")), headers=headers)
     assert answer.headers["content-type"] == "application/x-npy"
     found = torch.from_numpy(np.load(io.BytesIO(answer.content)))
-    torch.testing.assert_close(found, probabilities(served_images, 1, 2))
+    torch.testing.assert_close(found, probabilities(asked_images, 1, 2))
 
 
-def test_every_exit_of_the_window_answers(served_images, client):
-    answer = client.post(
-        "/predict?exits=true", json={"inputs": x_of(served_images).tolist()}
-    ).json()
+def test_every_exit_of_the_window_answers(asked_images, client):
+    answer = client.post("/predict?exits=true", json={"inputs": x_of(asked_images).tolist()}).json()
     assert [one["name"] for one in answer["exits"]] == ["window 1..1", "window 1..2"]
     for last, one in enumerate(answer["exits"], start=1):
         labels = [answers[0]["label"] for answers in one["predictions"]]
-        assert labels == probabilities(served_images, 1, last).argmax(-1).tolist()
+        assert labels == probabilities(asked_images, 1, last).argmax(-1).tolist()
     assert answer["exits"][-1]["predictions"] == answer["predictions"]
 
 
-def test_texts_of_several_lengths_are_answered_in_their_order(served_text):
+def test_texts_of_several_lengths_are_answered_in_their_order(asked_text):
     inputs = ["The quick", "T", "brown fox jumps over the lazy dog", "The slow."]
-    with client_of(served_text) as client:
+    with client_of(asked_text) as client:
         answer = client.post("/predict?exits=true", json={"inputs": inputs}).json()
-    model, context = Run(served_text).window(), Run(served_text).config.data.context
+    model, context = Run(asked_text).window(), Run(asked_text).config.data.context
     for said, answers in zip(inputs, answer["predictions"], strict=True):
         with torch.no_grad():
             row = model(torch.tensor([list(said.encode())[-context:]]))[-1].softmax(-1)
@@ -126,8 +124,8 @@ def test_what_the_model_takes_is_told_and_requests_are_counted(client):
     assert "cdn" not in client.get("/docs").text
 
 
-def test_what_is_refused_early_is_counted_by_its_address(served_images):
-    with client_of(served_images, max_body_mb=0.001) as client:
+def test_what_is_refused_early_is_counted_by_its_address(asked_images):
+    with client_of(asked_images, max_body_mb=0.001) as client:
         assert client.post("/predict", content="x" * 2000).status_code == 413
         client.get("/nowhere")
         client.get("/predict")
@@ -343,24 +341,24 @@ def test_a_bad_query_is_refused(client, query):
 
 
 @pytest.mark.parametrize("inputs", [[""], [1], [], "text", [None]])
-def test_what_is_no_text_is_refused(served_text, inputs):
-    with client_of(served_text) as client:
+def test_what_is_no_text_is_refused(asked_text, inputs):
+    with client_of(asked_text) as client:
         assert client.post("/predict", json={"inputs": inputs}).status_code == 422
 
 
-def test_too_many_samples_at_once_are_told_to_be_fewer(served_images, served_text):
-    with client_of(served_images, max_queue=2) as client:
+def test_too_many_samples_at_once_are_told_to_be_fewer(asked_images, asked_text):
+    with client_of(asked_images, max_queue=2) as client:
         answer = client.post("/predict", json={"inputs": GOOD * 3})
     assert answer.status_code == 413
     assert "retry-after" not in answer.headers, "they would be too many for ever"
     assert answer.json()["message"].startswith("expected at most 2 samples at once; got 3")
-    with client_of(served_text, max_queue=2) as client:
+    with client_of(asked_text, max_queue=2) as client:
         assert client.post("/predict", json={"inputs": ["a", "bc", "d"]}).status_code == 413
 
 
-def test_samples_for_which_there_is_no_room_now_are_told_to_come_again(served_images):
+def test_samples_for_which_there_is_no_room_now_are_told_to_come_again(asked_images):
     computing, release = threading.Event(), threading.Event()
-    predictor = open_predictor(served_images)
+    predictor = open_predictor(asked_images)
 
     def module(x: torch.Tensor) -> torch.Tensor:
         computing.set()
@@ -371,7 +369,7 @@ def test_samples_for_which_there_is_no_room_now_are_told_to_come_again(served_im
         return client.post("/predict", json={"inputs": GOOD * samples})
 
     held = create_app(
-        replace(predictor, module=module), ServeConfig(str(served_images), max_queue=2)
+        replace(predictor, module=module), ServeConfig(str(asked_images), max_queue=2)
     )
     with TestClient(held) as client, ThreadPoolExecutor(2) as threads:
         first = threads.submit(ask, 1)

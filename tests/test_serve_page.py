@@ -15,8 +15,8 @@ from served import Server, serving
 
 
 @pytest.fixture(scope="module")
-def server(served_images, tmp_path_factory) -> Iterator[Server]:
-    with serving(served_images, tmp_path_factory.mktemp("server"), "window=1..2") as found:
+def server(asked_images, tmp_path_factory) -> Iterator[Server]:
+    with serving(asked_images, tmp_path_factory.mktemp("server"), "window=1..2") as found:
         yield found
 
 
@@ -59,8 +59,8 @@ def test_a_person_draws_and_sees_what_each_exit_says(server, chromium):
     assert said == []
 
 
-def test_a_person_types_and_sees_what_each_exit_says(served_text, tmp_path, chromium):
-    with serving(served_text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
+def test_a_person_types_and_sees_what_each_exit_says(asked_text, tmp_path, chromium):
+    with serving(asked_text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
         page.fill("#text", "The quick brown fo")
         page.wait_for_selector("#answers tbody tr")
         names = page.locator("#answers tbody tr td:first-child").all_inner_texts()
@@ -82,8 +82,8 @@ def test_the_page_tells_of_an_answer_that_is_no_json(server, chromium):
     assert not [one for one in said if "SyntaxError" in one]
 
 
-def test_an_answer_to_what_is_no_longer_there_is_not_shown(served_text, tmp_path, chromium):
-    with serving(served_text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
+def test_an_answer_to_what_is_no_longer_there_is_not_shown(asked_text, tmp_path, chromium):
+    with serving(asked_text, tmp_path) as server, page_of(chromium, server.url) as (page, said):
         page.clock.install()
         asked = []
         page.route("**/predict**", lambda route: asked.append(route))

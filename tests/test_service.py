@@ -32,18 +32,18 @@ from spawn import run, until
 
 
 @pytest.fixture(scope="module")
-def server(served_images, tmp_path_factory) -> Iterator[Server]:
+def server(asked_images, tmp_path_factory) -> Iterator[Server]:
     """One that loses its patience after two seconds."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(served_images, folder, "window=1..2", "read_timeout_s=2") as found:
+    with serving(asked_images, folder, "window=1..2", "read_timeout_s=2") as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def patient(served_images, tmp_path_factory) -> Iterator[Server]:
+def patient(asked_images, tmp_path_factory) -> Iterator[Server]:
     """One that closes no connection for its slowness."""
     folder = tmp_path_factory.mktemp("patient")
-    with serving(served_images, folder, "read_timeout_s=600", "max_bodies_mb=8") as found:
+    with serving(asked_images, folder, "read_timeout_s=600", "max_bodies_mb=8") as found:
         yield found
 
 
@@ -98,9 +98,9 @@ def test_many_slow_connections_do_not_keep_others_out(server):
     assert re.search(r'mach_requests_total{path="/predict",status="408"} [1-9]', metrics)
 
 
-def test_a_body_without_a_length_is_cut_off_too(served_images, tmp_path):
+def test_a_body_without_a_length_is_cut_off_too(asked_images, tmp_path):
     began = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    with serving(served_images, tmp_path, "max_body_mb=0.01") as server:
+    with serving(asked_images, tmp_path, "max_body_mb=0.01") as server:
         with socket.create_connection(server.address, timeout=60) as one:
             one.sendall(began + b"transfer-encoding: chunked\r\n\r\n")
             for _ in range(3):  # of 4 KB each
@@ -118,9 +118,9 @@ cli.main()
 """
 
 
-def test_a_model_that_fails_is_told_as_json_and_logged_once(served_images, tmp_path):
+def test_a_model_that_fails_is_told_as_json_and_logged_once(asked_images, tmp_path):
     program = [sys.executable, "-c", FAILING]
-    with serving(served_images, tmp_path, program=program) as server:
+    with serving(asked_images, tmp_path, program=program) as server:
         answer = httpx.post(f"{server.url}predict", json={"inputs": GOOD}, timeout=60)
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
         server.command.process.send_signal(signal.SIGTERM)
@@ -181,8 +181,8 @@ def ask_for_much(server: Server) -> socket.socket:
     return connection
 
 
-def test_an_answer_that_nobody_takes_is_dropped(served_images, tmp_path):
-    with serving(served_images, tmp_path, "window=1..2", "read_timeout_s=3") as server:
+def test_an_answer_that_nobody_takes_is_dropped(asked_images, tmp_path):
+    with serving(asked_images, tmp_path, "window=1..2", "read_timeout_s=3") as server:
         with ask_for_much(server) as connection:
             metrics = f"{server.url}metrics"
             until(lambda: ANSWERED in httpx.get(metrics, timeout=60).text, 60)
@@ -208,7 +208,7 @@ def test_an_answer_counts_until_it_is_taken(patient):
 
 @pytest.mark.parametrize(
     ("run_dir", "place"),
-    [("served_images", "batch_of"), ("served_images", "refuse_nan"), ("served_text", "tokens_of")],
+    [("asked_images", "batch_of"), ("asked_images", "refuse_nan"), ("asked_text", "tokens_of")],
 )
 def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_dir, place):
     """As it is read, and as its answer is written."""
@@ -221,7 +221,7 @@ def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_
 
     monkeypatch.setattr(app, place, held)
     body, headers = npy(np.zeros((40_000, *SHAPE), "u1")), NPY
-    if run_dir == "served_text":
+    if run_dir == "asked_text":
         body, headers = json.dumps({"inputs": ["a text " * 20_000]}).encode(), JSON
     with client_of(request.getfixturevalue(run_dir)) as client, ThreadPoolExecutor(1) as thread:
         large = thread.submit(client.post, "/predict", content=body, headers=headers)
@@ -232,8 +232,8 @@ def test_others_are_answered_while_a_large_request_is(request, monkeypatch, run_
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_lets_what_is_here_be_answered(served_images, tmp_path, number, code):
-    with serving(served_images, tmp_path, "wait_ms=1000") as server:
+def test_a_signal_lets_what_is_here_be_answered(asked_images, tmp_path, number, code):
+    with serving(asked_images, tmp_path, "wait_ms=1000") as server:
         answers = []
 
         def ask() -> None:
@@ -253,10 +253,10 @@ def test_a_signal_lets_what_is_here_be_answered(served_images, tmp_path, number,
     assert [one.status_code for one in answers] == [200]
 
 
-def test_a_port_that_is_taken_is_refused(served_images, capsys):
+def test_a_port_that_is_taken_is_refused(asked_images, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.answer("serve", [str(served_images), f"port={port}"]) == 2
+        assert cli.answer("serve", [str(asked_images), f"port={port}"]) == 2
     assert f"port={port}: expected an address to listen at; Address already in use" in (
         capsys.readouterr().err
     )
@@ -268,9 +268,9 @@ def test_one_core_is_left_to_the_service():
     assert threads_of(asked, 2) == 3
 
 
-def test_an_onnx_file_computes_with_as_many_threads_as_asked(served_images, tmp_path, monkeypatch):
+def test_an_onnx_file_computes_with_as_many_threads_as_asked(asked_images, tmp_path, monkeypatch):
     """onnxruntime fixes their number when it opens the file."""
-    words = [str(served_images), "window=1..2", "format=onnx", f"out={tmp_path / 'onnx'}"]
+    words = [str(asked_images), "window=1..2", "format=onnx", f"out={tmp_path / 'onnx'}"]
     assert cli.answer("export", words) == 0
     opened, before = [], torch.get_num_threads()
     monkeypatch.setattr(app, "create_app", lambda predictor, config: opened.append(predictor))
@@ -285,12 +285,12 @@ def test_an_onnx_file_computes_with_as_many_threads_as_asked(served_images, tmp_
     assert [one.intra_op_num_threads for one in options] == [3, 2]
 
 
-def test_an_address_of_ipv6_can_be_followed(served_images, tmp_path):
+def test_an_address_of_ipv6_can_be_followed(asked_images, tmp_path):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    with serving(served_images, tmp_path, "host=::1") as server:
+    with serving(asked_images, tmp_path, "host=::1") as server:
         assert server.url.startswith("http://[::1]:")
         assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
 
@@ -304,7 +304,7 @@ def test_an_address_of_ipv6_can_be_followed(served_images, tmp_path):
         (["{run}", "--threads", "0"], "threads: expected 1 or more"),
     ],
 )
-def test_what_cannot_be_served_is_refused(served_images, capsys, words, says):
-    assert cli.answer("serve", [word.format(run=served_images) for word in words]) == 2
+def test_what_cannot_be_served_is_refused(asked_images, capsys, words, says):
+    assert cli.answer("serve", [word.format(run=asked_images) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
