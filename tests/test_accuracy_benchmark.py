@@ -172,6 +172,21 @@ def test_one_value_after_the_other_is_chosen_and_then_there_is_nothing_to_try():
     assert best == ("a=3", "b=10")
 
 
+def test_a_method_is_offered_what_all_are_and_the_values_of_its_own_parts():
+    def offered(method, *words):
+        words = ("experiment=mnist1d", "data.path=some.npz", f"method={method}", *words)
+        return list(tuning.grid_of("mnist1d", compose(list(words))))
+
+    all_are = list(tuning.GRIDS["mnist1d"])
+    assert offered("backprop") == offered("ddg") == offered("dgl") == all_are
+    assert offered("mach") == offered("takd") == [*all_are, "optim.correction_fraction"]
+    asks = offered("mach", "optim.correction=surrogate")
+    assert asks == [*all_are, "optim.surrogate", "head.weight"]
+    assert offered("dni") == ["predictor.lr", *all_are]
+    assert offered("mach2019") == ["student.muon_lr", *all_are]
+    assert offered("synthetic_inputs") == ["predictor.lr", "student.muon_lr", *all_are]
+
+
 @pytest.mark.parametrize(("best_of", "tried"), [(9, (8, 16)), (0.6, (0.5, 0.25)), (2, ())])
 def test_a_rate_at_an_end_of_its_candidates_is_followed_by_one_beyond(best_of, tried):
     known = {}

@@ -43,13 +43,11 @@ from rich.markdown import Markdown
 from stored import Row, append, missing, read
 from tables import csv_of, markdown, told
 from tuning import (
-    ASKED,
     CONFIRMING_SEEDS,
-    GRIDS,
-    SLOWED,
     Grid,
     Score,
     confirm,
+    grid_of,
     search,
     tuning_cells,
     validated,
@@ -143,7 +141,8 @@ class Bench:
         task = TASKS[self._name]
         usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
         late = usual if self._options.tuned_delay is None else self._options.tuned_delay
-        delay, grid = 0 if self._undelayed([method]) else late, self._grid(method)
+        delay = 0 if self._undelayed([method]) else late
+        grid = grid_of(self._name, self._delayed(method))
         while True:
             where = (self._name, method, task.components, delay)
             best, tries = choose(grid, validated(read(self.out), *where, self._steps, seeds, grid))
@@ -162,15 +161,6 @@ class Bench:
         """Those that the delay changes nothing of."""
         found = {method: self._delayed(method) for method in methods}
         return {method for method, config in found.items() if config and not config.effective_delay}
-
-    def _grid(self, method: str) -> Grid:
-        """What is tried of a method."""
-        config = self._delayed(method)
-        grid = dict(GRIDS[self._name])
-        if config is not None and config.effective_delay > 0:
-            grid |= SLOWED if config.optim.slows else {}
-            grid |= ASKED if config.optim.asks_head else {}
-        return grid
 
     def _delayed(self, method: str) -> Config | None:
         """A method at a delay of 1; None where that is refused (told when it is its turn)."""

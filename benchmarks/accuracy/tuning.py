@@ -15,6 +15,8 @@ from grid import TUNING, Cell, Changes
 from rows import better_is_more, chain_changes, chains, of, tops
 from stored import Row
 
+from mach.config import Config
+
 Grid = dict[str, tuple[float | int | None, ...]]
 
 
@@ -32,8 +34,12 @@ SLOWED: Grid = {"optim.correction_fraction": (0.3, 0.6, 1.0)}
 """What is tried beside, of a method whose rate follows its staleness."""
 ASKED: Grid = {"optim.surrogate": (2.0, 1.0, 1.5, 3.0), "head.weight": (0.1, 0.3, 1.0)}
 """And of one whose heads stand in for the parents."""
+GUESSED: Grid = {"predictor.lr": (1e-3, 4e-3, 0.016)}
+"""And of one that learns from predicted gradients."""
+MIXED: Grid = {"student.muon_lr": (0.02, 0.01, 0.04)}
+"""And of one whose bodies learn on what students make."""
 
-RATES = ("optim.muon_lr", "optim.lr")
+RATES = ("optim.muon_lr", "optim.lr", "predictor.lr", "student.muon_lr")
 """Where the best one that was tried is the largest or the smallest, its double or half is tried as
 well, and so on."""
 
@@ -45,6 +51,25 @@ GRIDS: dict[str, Grid] = {
     "resnet": _grid(0.06, 0.032),
 }
 """The first candidate of each is where the search begins, and wins where another is not better."""
+
+
+def grid_of(name: str, config: Config | None) -> Grid:
+    """What is tried of a method: first what all that its bodies learn rests on.
+
+    Args:
+        name: the task's.
+        config: the method at a delay; None where the task refuses it.
+    """
+    grid: Grid = {}
+    if config is not None:
+        grid |= GUESSED if config.unlocked else {}
+        grid |= MIXED if config.student.mix > 0 else {}
+    grid |= GRIDS[name]
+    if config is not None and config.effective_delay > 0:
+        grid |= SLOWED if config.optim.slows else {}
+        grid |= ASKED if config.optim.asks_head else {}
+    return grid
+
 
 Score = Callable[[Changes], float | None]
 """How good a choice is, the more the better; None: not known yet."""
