@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
+from mach import muon
 from mach.muon import Muon, orthogonal
 
 COEFFICIENTS, STEPS, EPS = (3.4445, -4.775, 2.0315), 5, 1e-7
@@ -28,6 +29,26 @@ def test_the_direction_is_torchs_up_to_the_order_of_a_sum(shape):
         torchs = zeropower(matrix, COEFFICIENTS, STEPS, EPS).float()
         assert mine.shape == torchs.shape
         assert (mine - torchs).norm() <= 4e-3 * torchs.norm()
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (512, 128), (96, 512)])
+def test_with_amx_the_direction_of_a_large_matrix_is_torchs_bit_by_bit(shape, monkeypatch):
+    monkeypatch.setattr(muon, "has_amx", lambda: True)
+    torch.manual_seed(0)
+    matrix = gradient(shape)
+    mine = orthogonal(matrix, COEFFICIENTS, STEPS, EPS)
+    assert torch.equal(mine, zeropower(matrix, COEFFICIENTS, STEPS, EPS))
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64), (127, 128)])
+def test_with_amx_the_direction_of_a_small_matrix_is_as_without(shape, monkeypatch):
+    torch.manual_seed(0)
+    matrix = gradient(shape)
+    directions = []
+    for amx in (False, True):
+        monkeypatch.setattr(muon, "has_amx", lambda amx=amx: amx)
+        directions.append(orthogonal(matrix, COEFFICIENTS, STEPS, EPS))
+    assert torch.equal(*directions)
 
 
 def test_steps_and_state_are_torchs():
