@@ -104,6 +104,11 @@ def final_scores(trainers: list[Trainer]) -> list[dict]:
     return [trainer.outcome().scores for trainer in trainers]
 
 
+def staleness(trainers: list[Trainer]) -> list[tuple[float, int]]:
+    outcomes = [trainer.outcome() for trainer in trainers]
+    return [(outcome.staleness_mean, outcome.staleness_max) for outcome in outcomes]
+
+
 # --- in one process ------------------------------------------------------------------------
 
 
@@ -142,6 +147,7 @@ def test_resumed_equals_uninterrupted(tmp_path, schedule, delay, replay, optimiz
         tmp_path / "whole/checkpoints/step-15", tmp_path / "cut/checkpoints/step-15"
     )
     assert final_scores(resumed) == final_scores(whole)
+    assert staleness(resumed) == staleness(whole)
     for k in range(3):
         logged, other = (lines(tmp_path / name, k) for name in ("whole", "cut"))
         keys = ("step", "loss", "student_loss", "gradient_norm", "lr", "eval_accuracy")

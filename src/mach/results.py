@@ -21,7 +21,7 @@ class Outcome:
     scores: dict[int, dict[str, float]]
     """Final test results by origin: 0 is the chain, j >= 1 the window that begins at j."""
     staleness_mean: float
-    """Age of what it used, in optimizer steps."""
+    """Age of the gradients that it learned from, in optimizer steps, over the whole run."""
     staleness_max: int
     busy_fraction: float
     wall_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mach.checkpoint.catalog import Checkpoint, verify
-from mach.checkpoint.state import OPTIMIZER, STEPS, dcp, weights_of
-from mach.component import Component
+from mach.checkpoint.state import AGES, OPTIMIZER, STEPS, dcp, weights_of
+from mach.component import Ages, Component
 from mach.errors import CheckpointError
 from mach.optim import Optimizer
 from mach.randomness import RANDOM, go_on_from, streams
@@ -47,7 +48,9 @@ def load(
     }
     random = {name: now for name, now in streams(component.device).items() if name in stored}
     steps = {name: torch.tensor(0) for name in stored if name.startswith(STEPS)}
-    _read(checkpoint, k, {**modules, **optimizer_state, **steps, **random})
+    ages = torch.tensor(astuple(Ages()))
+    aged = {AGES: ages} if AGES in stored else {}  # checkpoints of before have none
+    _read(checkpoint, k, {**modules, **optimizer_state, **steps, **aged, **random})
     for optimizer in optimizers.values():
         optimizer.load_state(
             {
@@ -57,9 +60,9 @@ def load(
             }
         )
     go_on_from(random, component.device)
-    component.resume(checkpoint.step)
+    component.resume(checkpoint.step, Ages(*ages.tolist()))
     for name, own in component.beside().items():
-        if STEPS + name in steps:  # checkpoints of before have none
+        if STEPS + name in steps:  # nor these
             own.resume(int(steps[STEPS + name]))
 
 
@@ -83,7 +86,7 @@ def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[s
 
 
 def _same_tensors(folder: Path, here: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    there = {n for n in stored if not n.startswith((OPTIMIZER, STEPS, RANDOM))}
+    there = {n for n in stored if not n.startswith((OPTIMIZER, STEPS, AGES, RANDOM))}
     for name in sorted(here.keys() | there):
         expected = list(here[name].shape) if name in here else "no such tensor"
         got = list(stored[name].size) if name in there else "no such tensor"

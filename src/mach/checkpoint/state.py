@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from types import ModuleType
 
 import torch
@@ -13,13 +14,15 @@ from mach.optim import Optimizer
 from mach.randomness import streams
 
 OPTIMIZER, STEPS = "optimizer/", "steps/"
+AGES = "ages"
 
 
 def tensors_of(component: Component, optimizers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
     """All that a resumed component needs: weights, optimizer state, how far what learns beside the
-    chain has come, random state."""
+    chain has come, how old gradients were, random state."""
     state = dict(weights_of(component))
     state |= {STEPS + name: torch.tensor(own.steps) for name, own in component.beside().items()}
+    state[AGES] = torch.tensor(astuple(component.ages))
     for optimizer in optimizers.values():
         state |= {OPTIMIZER + name: value for name, value in optimizer.state().items()}
     return {**state, **streams(component.device)}

@@ -5,5 +5,6 @@ from mach.component.predictor import GradientPredictor
 from mach.component.recompute import Recomputing
 from mach.component.student import Student
 from mach.component.updates import Update
+from mach.component.work import Ages
 
-__all__ = ["Component", "GradientPredictor", "Recomputing", "Student", "Update"]
+__all__ = ["Ages", "Component", "GradientPredictor", "Recomputing", "Student", "Update"]

@@ -31,7 +31,7 @@ from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.surrogate import slope
 from mach.component.updates import Update
-from mach.component.work import Pending, StepTotals
+from mach.component.work import Ages, Pending, StepTotals
 from mach.errors import ConfigError
 
 
@@ -129,6 +129,7 @@ class Component:
         self.pending: dict[Hashable, Pending] = {}
         self.gradient_norm: Tensor = torch.zeros((), device=self.device)
         self.totals = StepTotals.zero(self.device)
+        self._ages = Ages()
 
     # --- training ------------------------------------------------------------------------
 
@@ -287,10 +288,14 @@ class Component:
         for module in (self.body, self.head):
             module.zero_grad()
 
-    def resume(self, step: int) -> None:
-        """Go on after optimizer step `step`, with nothing in flight."""
+    def resume(self, step: int, ages: Ages | None = None) -> None:
+        """Go on after optimizer step `step`, with nothing in flight.
+
+        Args:
+            ages: of the gradients until then; None where nobody knows them.
+        """
         assert not self.pending
-        self.version = step
+        self.version, self._ages = step, ages or Ages()
         if self._stash is not None:
             self._stash.advance()  # the weights are others
         for own in self.beside().values():
@@ -333,8 +338,14 @@ class Component:
         """The N targets of the head's logits."""
         return self._net.targets(y)
 
+    @property
+    def ages(self) -> Ages:
+        """Of all gradients so far."""
+        return self._ages.with_those_of(self.totals)
+
     def read_totals(self) -> StepTotals:
         """Sums since the last call."""
+        self._ages = self.ages
         totals, self.totals = self.totals, StepTotals.zero(self.device)
         return totals
 

@@ -1,4 +1,4 @@
-"""What does a component remember of a microbatch, and of all since they were last told of?"""
+"""What does a component remember of a microbatch, of all since they were last told of, of all?"""
 
 from __future__ import annotations
 
@@ -56,3 +56,25 @@ class StepTotals:
         self.backwards += 1
         self.staleness += staleness
         self.staleness_max = max(self.staleness_max, staleness)
+
+
+@dataclass(frozen=True)
+class Ages:
+    """How old the gradients of the whole run were, in optimizer steps."""
+
+    total: int = 0
+    gradients: int = 0
+    oldest: int = 0
+
+    @property
+    def mean(self) -> float:
+        """0 where there were none."""
+        return self.total / max(1, self.gradients)
+
+    def with_those_of(self, totals: StepTotals) -> Ages:
+        """These and those that `totals` counts."""
+        return Ages(
+            self.total + totals.staleness,
+            self.gradients + totals.backwards,
+            max(self.oldest, totals.staleness_max),
+        )

@@ -1,11 +1,10 @@
-"""Where did a component's time, messages and staleness go?"""
+"""Where did a component's time and messages go?"""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from mach.component.work import StepTotals
 from mach.trainer.step import Worker
 
 
@@ -18,7 +17,6 @@ class Account:
         self._mark = self._counters()
         self._first = dict(self._mark)
         self._samples: int | None = None
-        self.staleness = self.staleness_max = self.backwards = 0
 
     @property
     def wall_s(self) -> float:
@@ -38,7 +36,7 @@ class Account:
         elapsed_s = now_s - self._marked
         change = {key: counters[key] - self._mark[key] for key in counters}
         waited_s = change["wait_child_s"] + change["wait_parent_s"]
-        totals = self.settle()
+        totals = self._worker.component.read_totals()
         new_samples = samples - self._samples if self._samples is not None else None
         self._marked, self._mark, self._samples = now_s, counters, samples
         return {
@@ -62,14 +60,6 @@ class Account:
             "bytes_up": change["bytes_up"],
             "bytes_down": change["bytes_down"],
         }
-
-    def settle(self) -> StepTotals:
-        """Take the component's sums over into the account of the whole run."""
-        totals = self._worker.component.read_totals()
-        self.staleness += totals.staleness
-        self.backwards += totals.backwards
-        self.staleness_max = max(self.staleness_max, totals.staleness_max)
-        return totals
 
     def _counters(self) -> dict[str, float]:
         channels = self._worker.channels

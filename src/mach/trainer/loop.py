@@ -132,16 +132,15 @@ class Trainer:
 
     def outcome(self) -> Outcome:
         """The account of the whole run."""
-        account = self._account
-        account.settle()
+        ages = self.worker.component.ages
         return Outcome(
             component=self.worker.index,
             scores=self._scores,
-            staleness_mean=account.staleness / max(1, account.backwards),
-            staleness_max=account.staleness_max,
+            staleness_mean=ages.mean,
+            staleness_max=ages.oldest,
             busy_fraction=self._busy_fraction,
             wall_s=self._wall_s,
-            total_s=account.wall_s,
+            total_s=self._account.wall_s,
             steps=self._steps_taken,
         )
 
