@@ -34,7 +34,7 @@ SLOWED: Grid = {"optim.correction_fraction": (0.3, 0.6, 1.0)}
 """What is tried beside, of a method whose rate follows its staleness."""
 ASKED: Grid = {"optim.surrogate": (2.0, 1.0, 1.5, 3.0), "head.weight": (0.1, 0.3, 1.0)}
 """And of one whose heads stand in for the parents."""
-GUESSED: Grid = {"predictor.lr": (1e-3, 4e-3, 0.016)}
+GUESSED: Grid = {"predictor.lr": (2.5e-4, 1.25e-4, 5e-4, 1e-3)}
 """And of one that learns from predicted gradients."""
 MIXED: Grid = {"student.muon_lr": (0.02, 0.01, 0.04)}
 """And of one whose bodies learn on what students make."""

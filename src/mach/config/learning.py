@@ -97,8 +97,9 @@ class PredictorConfig:
     """Width of its hidden layers; of a convolutional one its channels."""
     depth: int = 1
     """Hidden layers."""
-    lr: float = 1e-3
-    """Peak learning rate."""
+    lr: float = 2.5e-4
+    """Peak learning rate. A fast predictor follows the noise of the last gradients, and takes the
+    chain along (benchmarks/accuracy/LOG.md)."""
 
     def __post_init__(self) -> None:
         at_least("predictor.width", self.width, 1)
