@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def lines(run_dir: Path, component: int) -> list[dict]:
     """The log of one component."""
     text = (run_dir / f"component-{component}.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
+
+
+def without_its_end(run_dir: Path, copy: Path, last: int) -> Path:
+    """A copy of a run as if it had ended just before its last checkpoint, that of step `last`."""
+    shutil.copytree(run_dir, copy)
+    shutil.rmtree(copy / "checkpoints" / f"step-{last}")
+    (copy / "result.json").unlink()
+    return copy
 
 
 def digests(folder: Path) -> dict[str, str]:

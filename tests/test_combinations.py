@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,16 @@ from mach.config import Config
 from mach.errors import ConfigError
 from mach.launcher.app import launch
 from mach.launcher.compose import compose
-from runs import assert_same_tensors, checkpoint_steps, scores
+from runs import SMALL, assert_same_tensors, checkpoint_steps, scores, without_its_end
 from texts import write_text
 
 STEPS, DRAWS = 5, 16
 CUT_DOWN = [
+    *SMALL,
     f"steps={STEPS}",
     "eval.samples=20",
-    "student.width=16",
     "launch=inprocess",
-    "launch.threads=1",
     "checkpoint.keep=9",
-    "report.wandb=off",
-    "report.progress=false",
 ]
 ON_IMAGES = (
     ["model.width=8"],
@@ -95,10 +91,7 @@ def test_what_is_accepted_trains_and_goes_on_as_if_it_had_not_been_stopped(seed,
     launch(config)
     assert checkpoint_steps(tmp_path / "whole")[-1] == STEPS
 
-    cut = tmp_path / "cut"
-    shutil.copytree(tmp_path / "whole", cut)
-    shutil.rmtree(cut / "checkpoints" / f"step-{STEPS}")
-    (cut / "result.json").unlink()
+    cut = without_its_end(tmp_path / "whole", tmp_path / "cut", STEPS)
     config.out, config.resume = str(cut), "auto"
     launch(config)
     last = f"checkpoints/step-{STEPS}"

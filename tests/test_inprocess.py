@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from mach.errors import ConfigError
 from mach.launcher.app import launch
 from mach.launcher.compose import compose
 from mach.randomness import seed_of
-from runs import LONG, checkpoint_steps, lines, result, scores, stored_tensors
+from runs import LONG, checkpoint_steps, lines, result, scores, stored_tensors, without_its_end
 
 pytestmark = pytest.mark.timeout(400)  # the first waits for a run to end
 
@@ -62,10 +61,7 @@ def test_it_leaves_what_a_run_in_processes_leaves(inprocess, finished):
 
 
 def test_it_goes_on_from_its_last_checkpoint_with_the_same_numbers(inprocess, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(inprocess, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-100")
-    (run_dir / "result.json").unlink()
+    run_dir = without_its_end(inprocess, tmp_path / "run", 100)
     launch(asked(run_dir, "resume=auto"))
     assert result(run_dir)["first_step"] == 80
     assert checkpoint_steps(run_dir) == [80, 100]
@@ -81,9 +77,7 @@ def test_heads_that_draw_random_numbers_go_on_drawing_where_they_were(tmp_path):
     words = ["launch=inprocess", "components=3", *own, "checkpoint.every=10", "checkpoint.keep=2"]
     whole, again = tmp_path / "whole", tmp_path / "again"
     launch(compose([*words, "steps=20", f"out={whole}"]))
-    shutil.copytree(whole, again)
-    shutil.rmtree(again / "checkpoints" / "step-20")
-    (again / "result.json").unlink()
+    without_its_end(whole, again, 20)
     launch(compose([*words, "steps=20", f"out={again}", "resume=auto"]))
     mine, other = (stored_tensors(run / "checkpoints" / "step-20") for run in (again, whole))
     assert mine.keys() == other.keys()

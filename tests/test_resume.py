@@ -17,6 +17,7 @@ from clouds import clouds, make
 from kept import save
 from mach import checkpoint, runfolder
 from mach.channels import connect_in_memory
+from mach.component import Ages
 from mach.config import Config
 from mach.data import Batches, Dataset, open_dataset
 from mach.errors import CheckpointError
@@ -191,6 +192,20 @@ def test_what_learns_beside_the_chain_goes_on_from_its_own_step(tmp_path):
     checkpoint.load(start, 1, found, {})
     assert (found.student.steps, found.predictor.steps) == (3, 4)
     assert found.version == start.step
+
+
+def test_a_checkpoint_of_before_says_neither_ages_nor_steps_and_loads(tmp_path, monkeypatch):
+    def of_before(*arguments):
+        tensors = checkpoint.state.tensors_of(*arguments)
+        return {n: t for n, t in tensors.items() if not n.startswith(("ages", "steps/"))}
+
+    config, dataset = make(2, report={"wandb": "off"}, student={"enabled": True}), clouds()
+    monkeypatch.setattr(checkpoint, "tensors_of", of_before)
+    save(Oracle(config, dataset), config, tmp_path / "run")
+    found, _ = Assembly(config, dataset.task).component(1, CPU)
+    checkpoint.load(checkpoint.latest(tmp_path / "run"), 1, found, {})
+    assert found.version == found.student.steps == config.steps
+    assert found.ages == Ages()
 
 
 def test_the_stash_is_no_other_algorithm_after_a_resume(tmp_path):

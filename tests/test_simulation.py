@@ -155,6 +155,7 @@ def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dea
     returned = life(simulation, dead)
     assert returned.worker.life == 1
     assert returned.first_step > 0, "it began anew although it had saved"
+    assert returned.component.ages.gradients >= 200 * M, "those of its first life count as well"
     later = Counter(move for moment, move in returned.actions if moment > 155)
     if dead > 0:
         assert later[Move.ACTIVATION] > 50

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mach.channels import Channels, Edge, Header, Link, Receiver, Sender
-from mach.component import Component
+from mach.component import Ages, Component
 from mach.config import Config
 from mach.data import Batches, Dataset
 from mach.errors import ScheduleError
@@ -180,7 +180,7 @@ class Life:
             module.load_state_dict(saved.modules[name])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state(saved.optimizers[name])
-        self.component.resume(saved.step)
+        self.component.resume(saved.step, saved.ages)
         for name, own in self.component.beside().items():
             own.resume(saved.beside[name])
 
@@ -206,6 +206,7 @@ class Saved:
     optimizers: dict[str, dict[str, Tensor]]
     beside: dict[str, int]
     """Steps of student and predictor."""
+    ages: Ages
 
 
 class Simulation:
@@ -289,7 +290,7 @@ class Simulation:
             for name, optimizer in optimizers.items()
         }
         beside = {name: own.steps for name, own in component.beside().items()}
-        self._saved[k] = Saved(step, modules, states, beside)
+        self._saved[k] = Saved(step, modules, states, beside, component.ages)
 
     # --- running -------------------------------------------------------------------------------
 
