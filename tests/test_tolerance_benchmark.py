@@ -1,8 +1,8 @@
-"""What benchmarks/tolerance/ compares, and how it chooses."""
+"""What benchmarks/tolerance/ compares, how it chooses, and that its README says what was measured."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +94,12 @@ def test_a_rate_at_which_a_run_diverges_is_the_worst():
 
 def test_the_test_split_is_asked_once_a_rate_is_known():
     assert trials.tests_of("sgd", 4, STEPS, []) == []
+
+
+def test_the_readme_has_the_tables_of_its_runs():
+    """The summary by its path, as another benchmark has a module of this name, too."""
+    found = importlib.util.spec_from_file_location("tolerance_summary", FOLDER / "summary.py")
+    summary = importlib.util.module_from_spec(found)
+    found.loader.exec_module(summary)
+    runs = trials.read(FOLDER / "runs.jsonl")
+    assert summary.markdown(runs) in (FOLDER / "README.md").read_text()

@@ -127,4 +127,4 @@ def run_of(spec: Spec, path: str) -> Run:
 
 def _in_order(heard: dict[int, dict[int, float]]) -> list[list[float]]:
     """Step by step, from the bottom to the top; a chain that diverges leaves steps unfinished."""
-    return [[heard[step][k] for k in sorted(heard[step])] for step in sorted(heard)]
+    return [[round(heard[s][k], 5) for k in sorted(heard[s])] for s in sorted(heard)]
