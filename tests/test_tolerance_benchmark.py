@@ -1,4 +1,4 @@
-"""What benchmarks/tolerance/ compares, how it chooses, and that its README says what was measured."""
+"""What benchmarks/tolerance/ compares, how it chooses, and what its README says."""
 
 from __future__ import annotations
 
