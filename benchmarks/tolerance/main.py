@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, out: Path) -> None:
 
     path = mnist1d_file(options.cache.expanduser())
     steps = QUICK_STEPS if options.quick else STEPS
-    places = [(v, d) for d in options.delays for v in options.ways]
+    places = [(way, delay) for delay in options.delays for way in options.ways]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
 
         def train(wanted: Iterable[Spec]) -> None:
@@ -60,9 +60,9 @@ def measure(options: argparse.Namespace, out: Path) -> None:
             for done in as_completed(running):
                 _keep(done.result(), out)
 
-        while tries := [s for v, d in places for s in choose(v, d, steps, read(out))[1]]:
+        while tries := [s for place in places for s in choose(*place, steps, read(out))[1]]:
             train(tries)
-        train([s for v, d in places for s in tests_of(v, d, steps, read(out))])
+        train([s for place in places for s in tests_of(*place, steps, read(out))])
 
 
 def _keep(run: Run, out: Path) -> None:
