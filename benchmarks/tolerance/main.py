@@ -11,7 +11,6 @@ A run that has ended is kept at once in runs.jsonl: whoever starts this again go
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -22,10 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-sys.path.append(str(Path(__file__).parents[1] / "accuracy"))  # where mnist1d is made
+# mnist1d is made, rates are chosen and runs are kept as there.
+sys.path.append(str(Path(__file__).parents[1] / "accuracy"))
 
+from data import mnist1d_file
+from stored import append, read
 from summary import markdown
-from trials import Run, Spec, choose, missing, read, run_of, tests_of
+from trials import Run, Spec, choose, missing, run_of, tests_of
 from ways import WAYS
 
 RUNS = Path(__file__).parent / "runs.jsonl"
@@ -36,20 +38,17 @@ _console = Console(stderr=True)
 def main() -> None:
     """Run what is missing, or show what is there."""
     options = _options()
-    out: Path = options.out or RUNS
     if options.markdown:
-        print(markdown(read(out)))
+        print(markdown(read(options.out or RUNS)))
         return
     with tempfile.TemporaryDirectory(prefix="mach-tolerance-") as folder:
-        out = options.out or (Path(folder) / "runs.jsonl" if options.quick else RUNS)
+        out: Path = options.out or (Path(folder) / "runs.jsonl" if options.quick else RUNS)
         measure(options, out)
         Console().print(Markdown(markdown(read(out))))
 
 
 def measure(options: argparse.Namespace, out: Path) -> None:
     """Choose a rate for every way at every delay, then train with it."""
-    from data import mnist1d_file
-
     path = mnist1d_file(options.cache.expanduser())
     steps = QUICK_STEPS if options.quick else STEPS
     places = [(way, delay) for delay in options.delays for way in options.ways]
@@ -66,8 +65,7 @@ def measure(options: argparse.Namespace, out: Path) -> None:
 
 
 def _keep(run: Run, out: Path) -> None:
-    with out.open("a") as file:
-        file.write(json.dumps(run) + "\n")
+    append(out, run)
     what = f"{run['way']} at {run['rate']:g}, delay {run['delay']}, seed {run['seed']}"
     value = "diverged" if run["value"] is None else f"{100 * run['value']:.2f} %"
     _console.print(f"{run['split']}: {what}: {value}", highlight=False)

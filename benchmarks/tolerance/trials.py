@@ -1,21 +1,21 @@
 """Which runs are made, and what is kept of one?
 
-Rates are chosen on the validation split, from `CHOOSING` seeds: half and double of the best until
-it is neither the smallest nor the largest. What was chosen is then trained from other seeds and
-asked on the test split, once.
+Rates are chosen on the validation split, from `CHOOSING` seeds, as in benchmarks/accuracy: half and
+double of the best until it is neither the smallest nor the largest. What was chosen is then trained
+from other seeds and asked on the test split, once.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from alignment import LAG, Alignment
+from grid import Changes
+from tuning import search
 from ways import WAYS, stepping
 
 from mach.data import Batches, open_dataset
@@ -44,13 +44,8 @@ class Spec:
     """validation or test."""
 
 
-def read(path: Path) -> list[Run]:
-    """What has been run."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def missing(wanted: Iterable[Spec], runs: Sequence[Run]) -> list[Spec]:
-    """What has not."""
+    """What has not been run yet."""
     known = {_spec_of(run) for run in runs}
     return [spec for spec in dict.fromkeys(wanted) if spec not in known]
 
@@ -63,23 +58,29 @@ def choose(
     way: str, delay: int, steps: int, runs: Sequence[Run]
 ) -> tuple[float | None, list[Spec]]:
     """The rate, and what has to be run before it is known."""
-    first = WAYS[way].first
-    rates = [first / 2, first, 2 * first]
+    own = WAYS[way]
     where = {"way": way, "delay": delay, "steps": steps, "split": "validation"}
     mine = [run for run in runs if where.items() <= run.items()]
-    while True:
-        tries = [Spec(way, delay, r, s, steps, "validation") for r in rates for s in CHOOSING]
-        if more := missing(tries, mine):
-            return None, more
-        best = max(rates, key=lambda rate: _value(mine, rate))
-        if rates[0] < best < rates[-1]:
-            return best, []
-        rates = [best / 2, *rates] if best == rates[0] else [*rates, 2 * best]
+
+    def tries(changes: Changes) -> list[Spec]:
+        rate = _rate(changes)
+        return [Spec(way, delay, rate, seed, steps, "validation") for seed in CHOOSING]
+
+    def score(changes: Changes) -> float | None:
+        if missing(tries(changes), mine):
+            return None
+        values = [run["value"] for run in mine if run["rate"] == _rate(changes)]
+        return float("-inf") if None in values else mean(values)
+
+    best, more = search({own.rate: (own.first, own.first / 2, 2 * own.first)}, score)
+    wanted = missing((spec for changes in more for spec in tries(changes)), mine)
+    return (None if wanted else _rate(best)), wanted
 
 
-def _value(runs: Sequence[Run], rate: float) -> float:
-    values = [run["value"] for run in runs if run["rate"] == rate]
-    return float("-inf") if None in values else mean(values)
+def _rate(changes: Changes) -> float:
+    """The one value that is chosen here."""
+    (change,) = changes
+    return float(change.partition("=")[2])
 
 
 def tests_of(way: str, delay: int, steps: int, runs: Sequence[Run]) -> list[Spec]:
