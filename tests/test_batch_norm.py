@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clouds import weights
 from images import images, make_resnet
-from mach.component import Component, Student
+from mach.component import Component, Late, Student
 from mach.component.losses import target_loss
 from mach.component.modes import Modes
 from mach.config import StudentConfig
@@ -203,7 +203,13 @@ def test_a_component_counts_a_microbatch_once(kind, momentum, replay, staleness,
     network = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D))
     student = Student(network, Keep(), task_weight=1.0, accumulate=1)
     component = Component(
-        body, nn.Linear(D, C), Keep(), student=student, feedback=1.0, replay=replay, mix=mix
+        body,
+        nn.Linear(D, C),
+        Keep(),
+        student=student,
+        feedback=1.0,
+        late=Late(replay=replay),
+        mix=mix,
     )
     reference, given = copy.deepcopy(body), []
     body.register_forward_pre_hook(lambda module, args: given.append(args[0].detach()))

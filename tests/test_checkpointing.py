@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from clouds import clouds, make, weights
-from mach.component import Component, Recomputing
+from mach.component import Component, Late, Recomputing
 from mach.config import ResNetConfig
 from mach.metrics import Task
 from mach.models import build_body
@@ -110,7 +110,7 @@ def test_a_batch_norm_counts_each_microbatch_once(staleness, replay):
         torch.manual_seed(0)
         body = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(3)])
         body = Recomputing(body) if recomputing else body
-        component = Component(body, nn.Linear(6, 4), Keep(), replay=replay, feedback=1.0)
+        component = Component(body, nn.Linear(6, 4), Keep(), late=Late(replay=replay), feedback=1.0)
         for b in range(4):
             component.forward(b, torch.randn(8, 6), None, torch.arange(8) % 4, staleness)
             component.backward(b, torch.randn(8, 6))

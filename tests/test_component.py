@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mach.component import Ages, Component, Student
+from mach.component import Ages, Component, Late, Student
 from mach.component.losses import distillation_loss, scale_gradient
 
 B, D, C = 8, 6, 3
@@ -57,7 +57,7 @@ def test_body_gradient_is_that_of_head_loss_plus_the_parents_inner_product(repla
     x, y = batch()
     parent_gradient = torch.randn(B, D)
     component = Component(
-        body, head, Keep(), head_weight=0.3, feedback=0.5, accumulate=4, replay=replay
+        body, head, Keep(), head_weight=0.3, feedback=0.5, accumulate=4, late=Late(replay=replay)
     )
 
     sent_up = component.forward(0, x, None, y)
@@ -121,7 +121,7 @@ def test_stash_evaluates_the_gradient_at_the_weights_of_the_forward():
     x, y = batch()
     parent_gradient = torch.randn(B, D)
     reference = copy.deepcopy(body)  # the weights of the forward
-    component = Component(body, head, Descend(body), head_weight=0.0, replay="stash")
+    component = Component(body, head, Descend(body), head_weight=0.0, late=Late(replay="stash"))
     component.forward(0, x, None, y, staleness=2)
     for number in (1, 2):  # two steps on other microbatches
         component.forward(number, *batch(), y)
@@ -143,7 +143,7 @@ def test_weight_versions_live_only_as_long_as_their_graphs():
     import weakref
 
     body = linear()
-    component = Component(body, nn.Linear(D, C), Descend(body), replay="stash")
+    component = Component(body, nn.Linear(D, C), Descend(body), late=Late(replay="stash"))
     x, y = batch()
     component.forward(0, x, None, y, staleness=1)
     copies = [weakref.ref(t) for t in component.pending[0].weights.values()]

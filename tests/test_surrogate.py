@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mach.component import Component
+from mach.component import Component, Late
 
 B, D, C, M = 8, 6, 3, 4
 
@@ -24,7 +24,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, **options):
+def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, replay="recompute"):
     """Body and head after a backward with the parent's gradient of an old activation, and what
     went into it: the activation then, the input, the targets."""
     body = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))
@@ -36,9 +36,8 @@ def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, **options):
         Keep(),
         head_update=Keep(),
         head_weight=weight,
-        surrogate=correction,
+        late=Late(replay, surrogate=correction),
         accumulate=M,
-        **options,
     )
     sent = component.forward(0, x, None, y, staleness=1)
     with torch.no_grad():

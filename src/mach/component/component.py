@@ -19,15 +19,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from mach.component.compensation import compensated
 from mach.component.compiled import as_written, compile_in_place
+from mach.component.late import AS_IT_COMES, Late, Replay
 from mach.component.losses import scale_gradient
 from mach.component.modes import Modes
-from mach.component.network import Network, Run
-from mach.component.prediction import WeightPrediction
+from mach.component.network import Network
 from mach.component.predictor import GradientPredictor
 from mach.component.soft import SoftTargets
-from mach.component.stash import Version, WeightStash
 from mach.component.student import Student
 from mach.component.surrogate import slope
 from mach.component.updates import Update
@@ -47,7 +45,6 @@ class Component:
         targets: Callable[[Tensor], Tensor] = lambda y: y,
         head_update: Update | None = None,
         head_weight: float = 1.0,
-        surrogate: float = 0.0,
         student: Student | None = None,
         mix: float = 0.0,
         predictor: GradientPredictor | None = None,
@@ -56,12 +53,9 @@ class Component:
         student_soft: SoftTargets | None = None,
         teaches: bool = False,
         one_hop: bool = False,
-        compensation: float = 0.0,
-        predict: str = "nothing",
-        ahead: float = 0.0,
+        late: Late = AS_IT_COMES,
         feedback: float = 0.0,
         accumulate: int = 1,
-        replay: str = "recompute",
         precision: str = "fp32",
         compiled: bool = False,
     ) -> None:
@@ -73,9 +67,6 @@ class Component:
             targets: from the data's y to the N targets of the head's logits.
             head_update: steps a head that is trained beside the chain.
             head_weight: lambda, what the body feels of the head's gradient.
-            surrogate: c, how much of the change of the head's gradient since the forward is
-                added to the parent's (mach.component.surrogate); not under `stash`, which changes
-                nothing.
             student: predicts the child's activation; None at the bottom, or without distillation.
             mix: fraction of each microbatch whose input the student makes.
             predictor: predicts the parent's gradient, so that the body learns at once; None at the
@@ -88,40 +79,28 @@ class Component:
             teaches: whether `logits` is kept for the child.
             one_hop: the child is given the gradient of the head's loss alone, at once; the parent's
                 goes no further.
-            compensation: lambda of DC-ASGD: of late gradients of the weights under `stash`, of the
-                parent's under `recompute`; 0 leaves them as they come.
-            predict: what is made with predicted weights: `nothing`, `forward` (what is sent up,
-                with those of its backward) or `backward` (the gradient for the child).
-            ahead: for how many steps weights are predicted in the backward.
+            late: what is done about gradients that come after the weights have moved.
             feedback: gamma, factor on the gradient returned to the child; at 0 it is not computed,
                 as at the bottom, which has no child.
             accumulate: M, microbatches per step.
-            replay: `recompute` or `stash` (design section 2).
             precision: `fp32`, or `bf16` for autocast.
             compiled: train with compiled modules; `rehearse` compiles them.
         """
         self.body, self.head, self.student, self.predictor = body, head, student, predictor
         self._modes = Modes(body, head, *([] if student is None else [student.network]))
         self._update, self._head_update = update, head_update
-        self._head_weight, self._surrogate = head_weight, surrogate
-        self._feedback, self._mix = feedback, mix
+        self._head_weight, self._feedback, self._mix = head_weight, feedback, mix
         self._predicted, self._one_hop = predicted, one_hop
         self._student_soft = student_soft
         self.soft, self.teaches = soft, teaches
         self.logits: Tensor | None = None
         """What the head said of the microbatch that was back-propagated last, if it teaches."""
-        self._compensation, self._ahead = compensation, ahead
-        self.predictions: dict[str, WeightPrediction] = {}
-        if predict == "forward":
-            self.predictions = {"body": WeightPrediction(body)}
-        elif predict == "backward" and ahead > 0:
-            self.predictions = {"body": WeightPrediction(body), "head": WeightPrediction(head)}
         self._accumulate = accumulate
-        self._stash = WeightStash(body) if replay == "stash" else None
         self.device = next(chain(head.parameters(), body.parameters())).device
         """Where its tensors live."""
         autocast = self.device if precision == "bf16" else None
         self._net = Network(body, head, targets, autocast)
+        self._replay = Replay(self._net, late, accumulate)
         self._compiled = compiled
         if compiled:
             compile_in_place(body, head, *([] if student is None else [student.network]))
@@ -150,22 +129,10 @@ class Component:
             from_student = round(self._mix * len(inputs))
             inputs = self._mixed(inputs, x, from_student)
         inputs = inputs.detach().requires_grad_(self._feedback > 0)
-        output, weights = None, None
-        if staleness == 0:
-            output = self._net.activation(inputs, x)
-        elif self._stash is not None:
-            weights = self._stash.present()
-            output = self._net.activation(inputs, x, partial(self._stash.forward, weights))
         raw = x if self._net.joins else None
-        work = Pending(inputs, output, y, self.version, weights, from_student, raw)
+        work = Pending(inputs, y, self.version, from_student, raw)
         self.pending[microbatch] = work
-        if output is not None:
-            return output.detach()
-        with torch.no_grad():
-            h = self._net.activation(inputs, x, self._at_its_backward(staleness))
-        if self._compensation or self._surrogate:
-            work.sent = h
-        return h
+        return self._replay.forward(work, staleness)
 
     def backward(
         self,
@@ -190,16 +157,10 @@ class Component:
         if self.predictor is not None:
             self._teach(self.predictor, work, gradient)
             return None
-        h = work.output if work.output is not None else self._replay(work)
-        if self._compensation and work.sent is not None and gradient is not None:
-            scale = len(h) * self._accumulate  # a sample's own loss is divided by that
-            moved = h.detach() - work.sent
-            gradient = compensated(gradient, moved, self._compensation, scale)
-        weight = 1.0 if alone else self._head_weight
-        if self._surrogate and work.sent is not None and gradient is not None:
-            then = self._head_slope(work.sent, work.y, larger)
-            gradient = gradient - self._surrogate * then
-            weight += self._surrogate  # the slope at h comes with the head's own loss
+        h = self._replay.activation(work)
+        slope = partial(self._head_slope, work.y, larger)
+        gradient, more = self._replay.corrected(work, h, gradient, slope)
+        weight = (1.0 if alone else self._head_weight) + more
         child_gradient = self._gather(work, h, gradient, weight, larger)
         return None if self._one_hop else child_gradient
 
@@ -237,14 +198,12 @@ class Component:
 
     def step(self) -> None:
         """Take one optimizer step with the gradients gathered since the last."""
-        for prediction in self.predictions.values():
-            prediction.remember()
+        self._replay.before_step()
         self.gradient_norm = self._update.step(self.version)
         if self._head_update is not None:
             self._head_update.step(self.version)
         self.version += 1
-        if self._stash is not None:
-            self._stash.advance()
+        self._replay.weights_moved()
 
     def rehearse(self, inputs: Tensor, x: Tensor, y: Tensor) -> None:
         """Run once all that training runs, and leave no trace: modules are compiled by their first
@@ -296,8 +255,7 @@ class Component:
         """
         assert not self.pending
         self.version, self._ages = step, ages or Ages()
-        if self._stash is not None:
-            self._stash.advance()  # the weights are others
+        self._replay.weights_moved()
         for own in self.beside().values():
             own.resume(step)
 
@@ -356,9 +314,7 @@ class Component:
             named["student"] = self.student.network
         if self.predictor is not None:
             named["predictor"] = self.predictor.network
-        for name, prediction in self.predictions.items():
-            named[f"before_{name}"] = prediction
-        return named
+        return named | self._replay.modules()
 
     # --- details -------------------------------------------------------------------------
 
@@ -380,19 +336,17 @@ class Component:
         if gradient is not None:
             roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
         # A checkpointed block is run once more inside of this.
-        with self._gathering(work.weights), self._net.modes.uncounted():
+        with self._replay.gathering(work), self._net.modes.uncounted():
             torch.autograd.backward(roots, seeds)
         self.totals.count(loss, self.version - work.version)
         child_gradient = work.inputs.grad
         if child_gradient is None:
             return None
-        if self._ahead and self.predictions:
+        at = self._replay.for_the_child()
+        if at is not None:
+            loss_there = partial(self._weighted_loss, work.y, weight, larger=larger)
             child_gradient = self._net.input_gradient(
-                work.inputs,
-                work.x,
-                partial(self._weighted_loss, work.y, weight, larger=larger),
-                gradient,
-                *(partial(self.predictions[part].run, self._ahead) for part in ("body", "head")),
+                work.inputs, work.x, loss_there, gradient, *at
             )
         return self._for_child(work, child_gradient)
 
@@ -406,13 +360,6 @@ class Component:
         self, y: Tensor, weight: float, logits: Tensor, larger: Tensor | None = None
     ) -> Tensor:
         return self._net.loss(logits, y, self.soft, larger) * (weight / self._accumulate)
-
-    def _at_its_backward(self, steps: int) -> Run | None:
-        """What runs the body with the weights that it will have then, where they are predicted for
-        forwards."""
-        if "body" not in self.predictions or self._ahead:
-            return None
-        return partial(self.predictions["body"].run, steps)
 
     def _teach(self, predictor: GradientPredictor, work: Pending, gradient: Tensor | None) -> None:
         """Train the predictor on the gradient that its guess was made for."""
@@ -441,20 +388,7 @@ class Component:
     def _as_written(self) -> AbstractContextManager[object]:
         return as_written() if self._compiled else nullcontext()
 
-    def _gathering(self, weights: Version | None) -> AbstractContextManager[object]:
-        if weights is None:
-            return nullcontext()
-        assert self._stash is not None
-        if self._compensation:
-            adjust = partial(compensated, strength=self._compensation, scale=self._accumulate)
-            return self._stash.adjusting(weights, adjust)
-        return self._stash.lending(weights)
-
-    def _replay(self, work: Pending) -> Tensor:
-        with self._net.modes.uncounted():
-            return self._net.activation(work.inputs, work.x)
-
-    def _head_slope(self, h: Tensor, y: Tensor, larger: Tensor | None) -> Tensor:
+    def _head_slope(self, y: Tensor, larger: Tensor | None, h: Tensor) -> Tensor:
         def loss(at: Tensor) -> Tensor:
             return self._net.loss(self._net.logits(at), y, self.soft, larger) / self._accumulate
 

@@ -16,17 +16,17 @@ class Pending:
 
     inputs: Tensor
     """What the body was given; a leaf whose gradient goes to the child."""
-    output: Tensor | None
-    """h with its graph, or None where the forward has to be run again."""
     y: Tensor
     version: int
     """Optimizer steps this component had taken at the forward."""
-    weights: Version | None
-    """The version of the body that `output` was made with; None where it is the body's own."""
     from_student: int
     """Leading rows of `inputs` that the student made; the child gets no gradient for them."""
-    x: Tensor | None = None
+    x: Tensor | None
     """Raw input, where the body is given it as well."""
+    output: Tensor | None = None
+    """h with its graph, or None where the forward has to be run again."""
+    weights: Version | None = None
+    """The version of the body that `output` was made with; None where it is the body's own."""
     sent: Tensor | None = None
     """h as the parent has seen it, where its gradient is to be compensated or corrected."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mach.channels import Link, links
-from mach.component import Component, GradientPredictor, Recomputing, Student
+from mach.component import Component, GradientPredictor, Late, Recomputing, Student
 from mach.component.join import joins
 from mach.component.soft import SoftTargets
 from mach.config import Config
@@ -142,7 +142,6 @@ class Assembly:
             targets=self.family.targets,
             head_update=head_optimizer,
             head_weight=1.0 if top else config.head.weight,
-            surrogate=0.0 if top else config.surrogate,
             student=student,
             mix=config.student.mix,
             predictor=predictor,
@@ -151,12 +150,9 @@ class Assembly:
             student_soft=_soft(config.student.soft, config.head.temperature),
             teaches=config.head.soft > 0 and k > 0,
             one_hop=config.one_hop and not top,
-            compensation=config.compensation,
-            predict=config.predict,
-            ahead=config.ahead(k),
+            late=_late(config, k),
             feedback=config.gradient_factor if k > 0 else 0.0,
             accumulate=config.accumulate,
-            replay=config.replay,
             precision=config.optim.precision,
             compiled=config.model.compile and device.type != "meta",
         )
@@ -240,6 +236,16 @@ class Assembly:
             network, optimizer, accumulate=config.accumulate, labels=config.predictor.labels
         )
         return predictor, optimizer
+
+
+def _late(config: Config, k: int) -> Late:
+    return Late(
+        replay=config.replay,
+        compensation=config.compensation,
+        surrogate=config.surrogate if k < config.components - 1 else 0.0,
+        predict=config.predict,
+        ahead=config.ahead(k),
+    )
 
 
 def _soft(weight: float, temperature: float) -> SoftTargets | None:
