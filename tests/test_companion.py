@@ -17,9 +17,9 @@ import pytest
 
 from mach.config import Config, ReportConfig
 from mach.report import build
+from reported import DEADLINE_S, environment, inspect, record
 from runs import LONG, scores
 from spawn import TRAIN, run, until
-from test_report import DEADLINE_S, environment, inspect, record
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 """Nobody's."""

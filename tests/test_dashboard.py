@@ -11,9 +11,9 @@ from typing import Any
 
 from mach.cli import answer
 from mach.report import panels
+from reported import environment, inspect
 from runs import SMALL
 from spawn import TRAIN, run
-from test_report import environment, inspect
 
 ORACLE = """
 import sys

@@ -24,8 +24,8 @@ from mach.export.export import _refuse_disagreement, _refuse_loss, export
 from mach.export.folder import signed
 from mach.export.layers import LAYERS
 from mach.inference import Run
+from reported import inspect
 from spawn import MACH, run
-from test_report import inspect
 from texts import make as make_text
 from texts import write_text
 

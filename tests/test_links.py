@@ -24,6 +24,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from edges import listening, strange
 from mach.channels import Bell, Edge, Header, Kind, Link, connect_live
 from mach.channels import live as live_module
 from mach.channels import pair as pair_module
@@ -553,8 +554,6 @@ def test_neighbours_that_are_killed_leave_nothing_behind(store, bear):
 
 
 def test_a_link_listens_on_loopback_and_bears_strangers(both):
-    from test_channels import listening, strange
-
     (child, link, bell), (parent, parents, parent_bell) = both
     ports = listening()
     edges = [port for ip, port in ports if ip != "::"]  # there is the store

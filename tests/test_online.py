@@ -12,9 +12,9 @@ import pytest
 from kept import keep, of_images
 from mach.report import panels
 from mach.report.names import run_id
+from reported import environment
 from runs import SMALL
 from spawn import MACH, TRAIN, run
-from test_report import environment
 from wandbserver import KEY, USED, Kept, serving
 
 pytestmark = pytest.mark.timeout(240)

@@ -24,9 +24,9 @@ from mach.errors import RunFolderError
 from mach.report.curve import Curve
 from mach.report.state import RunState
 from mach.report.watch import SeveralRuns, watch
+from reported import DEADLINE_S, record
 from runs import SMALL
 from spawn import MACH, TRAIN, Command
-from test_report import DEADLINE_S, record
 
 
 def shown(path: Path, width: int = 130, **more: Any) -> list[str]:

@@ -1,168 +1,23 @@
-"""What does a run tell, and does telling it ever cost the run anything?"""
+"""Does wandb get what a run tells, and does telling it ever cost the run anything?"""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import termios
 import threading
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from mach.config import Config, ReportConfig
 from mach.report import wandb_mode
-from mach.report.console import Progress, result_table
-from mach.report.jsonl import Follower, JsonLines
+from mach.report.jsonl import JsonLines
 from mach.report.reporter import Reporter, build
 from mach.report.wandb_sink import WandbSink, run_id
-
-DEADLINE_S = 60.0
-
-
-def record(step: int, **more: Any) -> dict[str, Any]:
-    """A line as the trainer writes it."""
-    return {
-        "step": step,
-        "microbatch": 4 * step,
-        "samples": 64 * step,
-        "wall_s": 0.1 * step,
-        "loss": 2.3 / step,
-        "student_loss": None,
-        "gradient_norm": 0.9,
-        "lr": 1e-3,
-        "staleness_steps": 2.0,
-        "wait_child_ms": 0.0,
-        "wait_data_ms": 0.5,
-        "wait_parent_ms": 1.5,
-        "busy_fraction": 0.93,
-        "samples_per_s": 2364.0,
-        "bytes_up": 1024,
-        "bytes_down": 1024,
-    } | more
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a user who is not logged in to wandb."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    clean |= {"HOME": str(home), "NETRC": str(home / ".netrc"), "PYTHONUNBUFFERED": "1"}
-    return clean | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | more
-
-
-# --- jsonl ------------------------------------------------------------------------------------
-
-
-def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
-    sink.log(record(1))
-    assert lines(tmp_path / "log.jsonl") == [record(1)]
-    sink.close()
-
-
-def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
-    sink.log({"step": 1, "loss": float("nan"), "norms": [float("inf"), 1.0]})
-    sink.close()
-    assert lines(tmp_path / "log.jsonl") == [{"step": 1, "loss": None, "norms": [None, 1.0]}]
-
-
-def test_resume_drops_later_steps_and_a_half_written_last_line(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps(record(n)) + "\n" for n in (1, 2, 3, 4)) + '{"step": 2, "lo')
-    sink = JsonLines(path, resume_step=2)
-    sink.log(record(3, loss=0.5))
-    sink.close()
-    assert lines(path) == [record(1), record(2), record(3, loss=0.5)]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_resume_does_not_touch_a_log_that_ends_where_it_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text(json.dumps(record(1)) + "\n")
-    before = path.stat()
-    JsonLines(path, resume_step=1).close()
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_kill_9_leaves_whole_lines_and_at_most_one_partial(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    code = """
-import itertools, sys
-from pathlib import Path
-from mach.report.jsonl import JsonLines
-sink = JsonLines(Path(sys.argv[1]), 0)
-for step in itertools.count(1):
-    sink.log({"step": step, "loss": 0.1, "text": "x" * 2000})
-    if step == 200:
-        print("200 lines", flush=True)
-"""
-    command = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(tmp_path)) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"200 lines\n"
-        child.send_signal(signal.SIGKILL)
-    *whole, rest = path.read_bytes().split(b"\n")
-    steps = [json.loads(line)["step"] for line in whole]
-    assert steps == list(range(1, len(steps) + 1))
-    assert len(steps) >= 200
-    JsonLines(path, resume_step=150).close()  # and the next life mends what is left
-    assert [line["step"] for line in lines(path)] == list(range(1, 151)), rest
-
-
-def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path, caplog) -> None:
-    sink = JsonLines(tmp_path / "log.jsonl", resume_step=0)
-    sink.log(record(1))
-    file = sink._file
-    with Path("/dev/full").open("wb", buffering=0) as sink._file:
-        for step in (40, 41):
-            sink.log(record(step))
-    sink._file = file
-    sink.log(record(42))
-    sink.close()
-    assert [line["step"] for line in Follower(tmp_path / "log.jsonl").read()] == [1, 42]
-    said = [entry.getMessage() for entry in caplog.records]
-    assert len(said) == 2, said
-    assert "log.jsonl: the line of step 40 could not be written: No space left" in said[0]
-    assert "2 lines could not be written" in said[1]
-
-
-def test_the_follower_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    follower = Follower(path)
-    assert follower.read() == []
-    path.write_text('{"step": 1}\n{"step"')
-    assert follower.read() == [{"step": 1}]
-    assert follower.read() == []
-    with path.open("a") as file:
-        file.write(': 2}\nnot json\n{"step": 3}\n')
-    assert follower.read() == [{"step": 2}, {"step": 3}]
-
-
-def test_the_follower_reads_a_rewritten_log_again(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    follower = Follower(path)
-    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (1, 2, 3)))
-    assert len(follower.read()) == 3
-    sink = JsonLines(path, resume_step=1)
-    sink.log({"step": 2, "again": True})
-    sink.close()
-    assert follower.read() == [{"step": 1}, {"step": 2, "again": True}]
-
+from reported import DEADLINE_S, environment, inspect, lines, record
 
 # --- wandb: when ------------------------------------------------------------------------------
 
@@ -260,18 +115,6 @@ def said(child: subprocess.Popen[bytes]) -> bytes:
         output, _ = child.communicate(timeout=DEADLINE_S)
     assert child.returncode == 0, output.decode()
     return output
-
-
-def inspect(path: Path) -> list[dict[str, Any]]:
-    """Records of a .wandb file, read by wandb itself."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    found = subprocess.run(
-        command, env=environment(path.parent), capture_output=True, timeout=DEADLINE_S, check=False
-    )
-    if b"No such command" in found.stderr:
-        pytest.skip("this wandb is older than 0.31 and has no `wandb leet inspect`")
-    assert found.returncode == 0, found.stderr.decode()
-    return [json.loads(line) for line in found.stdout.splitlines()]
 
 
 def test_offline_wandb_has_one_run_per_component_in_one_group(tmp_path: Path) -> None:
@@ -591,146 +434,3 @@ def test_a_sink_that_cannot_close_does_not_keep_the_others_open(tmp_path: Path) 
         Reporter([first, Broken(), last]).close()
     assert first._file.closed
     assert last._file.closed
-
-
-# --- console ------------------------------------------------------------------------------------
-
-
-class Terminal:
-    """A real terminal of 100 x 24, and what has been written on it."""
-
-    def __init__(self) -> None:
-        self._ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 100))
-        self.file = os.fdopen(theirs, "w")
-        self.console = Console(file=self.file)
-        self.text = ""
-
-    def read_until(self, *wanted: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not all(text in self.text for text in wanted):
-            left = deadline - time.monotonic()
-            assert select.select([self._ours], [], [], max(left, 0))[0], f"{wanted}: {self.text!r}"
-            self.text += os.read(self._ours, 65536).decode()
-
-    def rest(self) -> str:
-        """What is left to read, without waiting."""
-        found = b""
-        while select.select([self._ours], [], [], 0)[0]:
-            found += os.read(self._ours, 65536)
-        return found.decode()
-
-    def close(self) -> None:
-        self.file.close()
-        os.close(self._ours)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
-    found = Terminal()
-    yield found
-    found.close()
-
-
-def test_progress_shows_one_line_per_component_and_leaves_the_terminal_clean(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    with Progress(tmp_path, components=2, steps=40, console=terminal.console):
-        terminal.read_until("component 0", "component 1", "0/40")  # nothing is logged yet
-        logs = [JsonLines(tmp_path / f"component-{k}.jsonl", 0) for k in (0, 1)]
-        logs[0].log(record(12, loss=1.25))
-        logs[1].log(record(13, loss=1.5, student_loss=0.75, staleness_steps=0.0))
-        logs[1].log({"step": 13, "eval_loss": 0.3, "eval_accuracy": 0.9})
-        terminal.read_until("12/40", "loss  1.250", "student      -", "stale  2", "2,364/s")
-        terminal.read_until("13/40", "loss  1.500", "student  0.750", "stale  0")
-        logs[0].log(record(40))  # seen although the run ends at once
-        for log in logs:
-            log.close()
-    terminal.text += terminal.rest()
-    assert "40/40" in terminal.text
-    assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")  # cursor is back
-    assert terminal.text.endswith("\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")  # both lines are erased
-    assert "mach-progress" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_a_disabled_progress_writes_nothing_on_a_terminal(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    JsonLines(tmp_path / "component-0.jsonl", 0).close()
-    with Progress(tmp_path, 1, 40, enabled=False, console=terminal.console):
-        pass
-    assert terminal.rest() == ""
-
-
-@pytest.mark.parametrize("colour", [None, "1"])
-def test_progress_is_silent_where_there_is_no_terminal(
-    colour: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # With FORCE_COLOR, as many CI machines set it, rich takes a pipe for a terminal.
-    if colour:
-        monkeypatch.setenv("FORCE_COLOR", colour)
-    pipe = io.StringIO()
-    with Progress(tmp_path, 1, 40, console=Console(file=pipe)):
-        pass
-    assert pipe.getvalue() == ""
-
-
-def test_a_log_that_cannot_be_read_ends_the_progress_and_not_the_run(
-    terminal: Terminal, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "component-0.jsonl").mkdir()
-    with Progress(tmp_path, 1, 40, console=terminal.console):
-        pass
-    assert "progress: no longer shown" in caplog.text
-    assert caplog.records[0].levelno == logging.WARNING
-
-
-def result(**metric: float) -> dict[str, Any]:
-    row = {"loss": 0.1234, "params": 34567, "flops": 1234567} | metric
-    return {
-        "components": 2,
-        "wall_s": 81.24,
-        "samples_per_s": 2364.2,
-        "chain": [{"exit": k} | row for k in (0, 1)],
-        "windows": [{"first": 1, "last": 1} | row],
-        "staleness_steps": [{"component": 0, "mean": 2.0, "max": 2}, {"component": 1, "mean": 0.0}],
-    }
-
-
-def printed(result: dict[str, Any], width: int = 100) -> list[str]:
-    """The table as a pipe sees it, cells separated by single spaces."""
-    pipe = io.StringIO()
-    Console(file=pipe, width=width).print(result_table(result))
-    assert "\x1b" not in pipe.getvalue()
-    assert max(map(len, pipe.getvalue().splitlines())) <= width
-    return [" ".join(line.replace("│", " ").split()) for line in pipe.getvalue().splitlines()]
-
-
-def test_the_table_has_a_row_per_exit_and_window_and_marks_the_top() -> None:
-    rows = printed(result(accuracy=0.9664))
-    assert "chain 0..0 96.64 0.1234 34,567 1.23 M" in rows
-    assert "chain 0..1 (top exit) 96.64 0.1234 34,567 1.23 M" in rows
-    assert "window 1..1 96.64 0.1234 34,567 1.23 M" in rows
-    assert "2,364 samples/s, 81.2 s" in rows
-    assert "staleness in steps, component 0 first: 2, 0" in rows
-    assert printed(result(accuracy=0.9664), width=80)
-
-
-def test_the_table_of_a_language_model_has_bits_per_byte() -> None:
-    rows = printed(result(bits_per_byte=2.5041))
-    assert any("bits per byte" in row for row in rows)
-    assert "chain 0..1 (top exit) 2.504 0.1234 34,567 1.23 M" in rows
-
-
-def test_the_table_of_tokens_of_unknown_text_does_not_speak_of_bytes() -> None:
-    rows = printed(result(bits_per_token=2.5041))
-    assert any("bits per token" in row for row in rows)
-    assert not any("per byte" in row for row in rows)
-    assert "chain 0..1 (top exit) 2.504 0.1234 34,567 1.23 M" in rows
-
-
-def test_the_table_of_a_run_that_could_not_evaluate_still_prints() -> None:
-    assert printed(result() | {"chain": [], "windows": [], "samples_per_s": None})
