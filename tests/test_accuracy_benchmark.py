@@ -519,7 +519,9 @@ def test_a_cell_is_run_to_a_row_that_can_be_kept_and_shown(numbers, tmp_path):
     assert [samples for samples, _ in found["curve"]] == [128, 256, 384, 512]
     assert found["curve"][-1][1] == found["exits"][-1]["value"]
     assert [(w["first"], w["last"]) for w in found["windows"]] == [(1, 1)]
-    assert "2 components (model.width=8, student.width=8)" in tables.markdown([found])
+    shown = tables.markdown([found])
+    assert "2 components (model.width=8, student.width=8)" in shown
+    assert found["cpu"] in shown
 
 
 @pytest.fixture

@@ -257,9 +257,10 @@ def _beside(own: Values, other: Values, metric: str) -> Line:
 def _environment(rows: Sequence[Row]) -> str:
     commits: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        key = (row["task"], commit_of(row), row["date"], row["torch"])
+        cpu = row.get("cpu", DASH)  # the first ones did not keep it
+        key = (row["task"], commit_of(row), row["date"], row["torch"], cpu)
         commits.setdefault(key, []).append(row)
-    head = ["task", "commit", "date", "torch", "cells", "s of one, beside other work"]
+    head = ["task", "commit", "date", "torch", "CPU", "cells", "s of one, beside other work"]
     return table(
         head,
         [

@@ -99,6 +99,6 @@ def _trained(costs: Costs) -> int:
 def _environment(seconds: int) -> Row:
     here = environment()
     return {
-        **{key: here[key] for key in ("commit", "changed", "date", "torch")},
+        **{key: here[key] for key in ("commit", "changed", "date", "torch", "cpu")},
         "seconds": seconds,
     }
