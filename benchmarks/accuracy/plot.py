@@ -6,17 +6,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from grid import ALONE, METHOD, TASKS, Changes
-from rows import at, better_is_more, chains, of, places, settled, tops
+from rows import at, better_is_more, chains, of, order, places, settled, tops
 from stored import Row
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-_SIZE, _DPI = (8, 5), 110
+_SIZE, _DPI = (10, 5), 110
+_APART = 1 / 400
+"""How far apart methods stand that were late by as much, of the longest delay."""
+_COLOURS = [plt.get_cmap("tab20")(number) for number in (*range(0, 20, 2), *range(1, 20, 2))]
+_LINES = ("-", "--", "-.")
+_LABEL_WIDTH = 30
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
@@ -41,7 +49,7 @@ def _figure(path: Path, title: str) -> Iterator[Axes]:
     yield axes
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
@@ -56,22 +64,54 @@ def _label(metric: str) -> str:
 
 
 def _by_delay(axes: Axes, rows: Sequence[Row]) -> None:
-    """A line for each method: the mean, and a bar from the least to the most of the seeds."""
+    """A line for each method: the mean, and a bar from the least to the most of the seeds. A method
+    has a colour, broken with an earlier choice, dotted and hollow with the values of `conf/`."""
     metric, delays = rows[0]["metric"], sorted({row["delay"] for row in rows})
     known = places(rows)
-    for place in known:
+    methods = order({method for method, _, _ in known})
+    for index, place in enumerate(known):
+        method, _, changes = place
         mine = at(rows, place)
-        label = _told(place[0], place[2], [changes for m, _, changes in known if m == place[0]])
+        choices = [other for name, _, other in known if name == method]
+        colour = _COLOURS[methods.index(method) % len(_COLOURS)]
+        style: dict[str, Any] = {
+            "label": fill(_told(method, changes, choices), _LABEL_WIDTH),
+            "color": colour,
+            "linestyle": _LINES[choices[::-1].index(changes) % len(_LINES)] if changes else ":",
+        }
         found = sorted({row["delay"] for row in mine})
         values = [_percent(tops(of(mine, delay=d)), metric) for d in found]
-        if mine[0]["undelayed"]:
-            axes.plot(delays, [mean(values[0])] * len(delays), "--", label=label)
-            continue
         means = [mean(v) for v in values]
+        if mine[0]["undelayed"]:
+            axes.plot(delays, means * len(delays), **style)
+            continue
         low = [m - min(v) for m, v in zip(means, values, strict=True)]
         high = [max(v) - m for m, v in zip(means, values, strict=True)]
-        axes.errorbar(found, means, (low, high), marker="o", capsize=3, label=label)
+        there = [delay + _APART * delays[-1] * (index - len(known) / 2) for delay in found]
+        filled = colour if changes else "none"
+        axes.errorbar(
+            there, means, (low, high), marker="o", markerfacecolor=filled, capsize=2, **style
+        )
     axes.set(xlabel="delay, microbatches a hop", ylabel=_label(metric), xticks=delays)
+    _spread_the_best(axes, metric)
+
+
+def _spread_the_best(axes: Axes, metric: str) -> None:
+    """Of accuracy, %, half the errors are as far up everywhere on the axis."""
+    if not better_is_more(metric):
+        return
+
+    def up(accuracy: np.ndarray) -> np.ndarray:
+        return -np.log(np.maximum(100 - accuracy, 1e-3))
+
+    def down(height: np.ndarray) -> np.ndarray:
+        return 100 - np.exp(-height)
+
+    axes.set_yscale("function", functions=(up, down))
+    low, high = axes.get_ylim()
+    errors = [50, 30, 20, 15, 10, 7, 5, 4, 3, 2.5, 2, 1.5, 1.3, 1.2, 1.1, 1, 0.5]
+    ticks = [100 - error for error in errors if low <= 100 - error <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _told(method: str, changes: Changes, choices: Sequence[Changes]) -> str:
@@ -107,6 +147,7 @@ def _by_flops(axes: Axes, rows: Sequence[Row], alone: Sequence[Row]) -> None:
     alike = _percent([mean(sizes[cost]) for cost in costs], metric)
     axes.plot(costs, alike, "k--", marker="s", label="trained alone (backprop)")
     axes.set(xlabel="FLOPs a sample", ylabel=_label(metric).replace(" of the top exit", ""))
+    _spread_the_best(axes, metric)
 
 
 def _name(entry: dict[str, int]) -> list[int]:
