@@ -158,8 +158,8 @@ class Component:
             self._teach(self.predictor, work, gradient)
             return None
         h = self._replay.activation(work)
-        slope = partial(self._head_slope, work.y, larger)
-        gradient, more = self._replay.corrected(work, h, gradient, slope)
+        head_slope = partial(self._head_slope, work.y, larger)
+        gradient, more = self._replay.corrected(work, h, gradient, head_slope)
         weight = (1.0 if alone else self._head_weight) + more
         child_gradient = self._gather(work, h, gradient, weight, larger)
         return None if self._one_hop else child_gradient

@@ -127,7 +127,7 @@ class Replay:
     def for_the_child(self) -> tuple[Run, Run] | None:
         """What runs body and head at the weights that the child's gradient is made for; None: at
         their own."""
-        if self._late.ahead == 0 or not self._predictions:
+        if "head" not in self._predictions:  # only where they are predicted for backwards
             return None
         body, head = (partial(self._predictions[p].run, self._late.ahead) for p in ("body", "head"))
         return body, head
