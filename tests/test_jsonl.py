@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import signal
 import subprocess
@@ -79,11 +81,41 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path: Path, caplog) -> None
     sink._file = file
     sink.log(record(42))
     sink.close()
-    assert [line["step"] for line in Follower(tmp_path / "log.jsonl").read()] == [1, 42]
+    assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1, 42]
     said = [entry.getMessage() for entry in caplog.records]
     assert len(said) == 2, said
     assert "log.jsonl: the line of step 40 could not be written: No space left" in said[0]
     assert "2 lines could not be written" in said[1]
+
+
+def test_what_a_full_disk_left_of_a_line_costs_no_other(tmp_path: Path) -> None:
+    class Fills(io.BytesIO):
+        """Room for five bytes, then for none, then for all."""
+
+        room = 5
+
+        def write(self, line) -> int:
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = super().write(line[: self.room])
+            self.room -= written
+            return written
+
+    path = tmp_path / "log.jsonl"
+    sink = JsonLines(path, resume_step=0)
+    sink._file.close()
+    sink._file = file = Fills()
+    sink.log(record(1))
+    sink.log(record(2))
+    file.room = 1 << 20
+    sink.log(record(3))
+    sink.log(record(4))
+    path.write_bytes(file.getvalue())
+    assert path.read_text().splitlines()[0] == json.dumps(record(1))[:5]
+    assert len(path.read_text().splitlines()) == 3, "no line for the one that left nothing"
+    follower = Follower(path)
+    assert follower.read() == [record(3), record(4)]
+    assert follower.skipped == 1
 
 
 def test_the_follower_waits_for_the_file_and_for_whole_lines(tmp_path: Path) -> None:

@@ -43,12 +43,13 @@ class JsonLines:
         reason to stop training.
         """
         line = _encoded(record).encode() + b"\n"
-        rest = b"\n" + line if self._torn else line  # what is left of the torn one is skipped
+        whole = b"\n" + line if self._torn else line  # what is left of the torn one is skipped
+        rest = whole
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self._torn = True
+            self._torn |= len(rest) < len(whole)
             self.lost += 1
             if self.lost == 1:
                 _log.warning(
