@@ -137,6 +137,8 @@ def test_torchrun_gives_the_same_weights_and_the_same_result(tmp_path, finished)
 
 
 GROUP = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train"]
+ONE = [*SMALL, "components=1", "steps=2"]
+"""Starts fastest: one process."""
 
 
 def of_mach(done: Done) -> list[str]:
@@ -175,6 +177,19 @@ def test_under_torchrun_a_run_that_has_ended_keeps_its_result(tmp_path, finished
     assert_none_left(tmp_path)
 
 
+def test_torchrun_that_starts_a_refused_run_again_leaves_the_other_run_alone(tmp_path):
+    """The second start trained the run that the first one had been refused for, and ended well."""
+    assert run([*TRAIN, *ONE, "launch=inprocess", "out=run"], tmp_path).code == 0
+    before = digests(tmp_path / "run")
+    again = [*TORCHRUN, "--nproc-per-node=1", "--max-restarts=1", "-m", "mach.train"]
+    done = run([*again, *ONE, "steps=3", "out=run"], tmp_path)
+    assert done.code == 1, done
+    refused = "mach: component 0: out=run: expected a folder without a run"
+    assert [line.partition(", got")[0] for line in of_mach(done)] == [refused] * 2, done
+    assert digests(tmp_path / "run") == before
+    assert_none_left(tmp_path)
+
+
 def test_under_torchrun_nobody_else_runs_in_the_folder(tmp_path):
     with Command([*GROUP, *ENDLESS], tmp_path) as started:
         started.until(lambda: begun(tmp_path))
@@ -191,9 +206,6 @@ def test_under_torchrun_nobody_else_runs_in_the_folder(tmp_path):
 
 
 # --- sweeps --------------------------------------------------------------------------------
-
-ONE = [*SMALL, "components=1", "steps=2"]
-"""Starts fastest: one process."""
 
 
 def test_a_sweep_gives_every_job_a_folder_of_its_own(tmp_path):

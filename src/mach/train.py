@@ -38,6 +38,8 @@ from mach.storeaddress import StoreAddress
 
 _START_TIMEOUT_S = 300.0
 _GRACE_S = 5.0
+_AGREED = "agreed"
+"""Key of the store: the config that all starts of a group have."""
 
 
 def train(rank: Rank, config: Config, run_dir: Path) -> None:
@@ -81,6 +83,10 @@ def _agree(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> 
 
 
 def _decide(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> Config | None:
+    if rank.store.check([_AGREED]):  # by an earlier start of this group, of which one fell
+        config = from_yaml(rank.store.get(_AGREED).decode())
+        held.enter_context(runfolder.hold(_folder_of(config)))
+        return config
     config = with_folder(compose(overrides), run_dir)
     if config.components != rank.size:
         raise ConfigError(
@@ -89,14 +95,12 @@ def _decide(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) ->
             f"components={rank.size}."
         )
     run_dir = _folder_of(config)
-    if rank.restarts > 0:
-        config = load(run_dir / runfolder.CONFIG)
-    elif earlier_result(config, run_dir) is not None:
+    if earlier_result(config, run_dir) is not None:
         print(f"Result: {run_dir / runfolder.RESULT}", flush=True)
         return None
-    else:
-        config = preflight(config, run_dir, rank.local_size)
+    config = preflight(config, run_dir, rank.local_size)
     held.enter_context(runfolder.hold(run_dir))
+    rank.store.set(_AGREED, to_yaml(config))
     return config
 
 
