@@ -100,6 +100,12 @@ def test_an_empty_out_is_not_the_working_directory(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
+def test_a_sweep_whose_folder_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    says = "out=file/sweep: expected a folder that can be written; Not a directory"
+    refused(tmp_path, "-m", *SMALL, "seed=0,1", "out=file/sweep", says=says)
+
+
 def test_under_torchrun_rank_0_alone_says_that_the_number_of_processes_is_wrong(tmp_path):
     """torchrun adds a report of its own and always ends with 1."""
     command = [*TORCHRUN, "--nproc-per-node=2", "-m", "mach.train", *SMALL, "components=3"]

@@ -543,6 +543,20 @@ def test_fit_refuses_what_other_processes_cannot_import():
         mach.fit(brought.flat, {"name": "digits"}, processes=False, schedule="free")
 
 
+@pytest.mark.parametrize("processes", [True, False])
+def test_fit_in_the_body_of_the_module_that_processes_import_is_refused(
+    tmp_path, monkeypatch, processes
+):
+    """Each of them started a run of its own, whose processes did so, too."""
+    call = f"mach.fit('calls:blocks', {{'name': 'digits'}}, components=2, processes={processes})"
+    (tmp_path / "calls.py").write_text(f"import mach\nfrom brought import flat as blocks\n{call}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"mach.fit: .* call from calls while it is imported"):
+        mach.fit("calls:blocks", {"name": "digits"}, components=2, processes=processes)
+    assert not (tmp_path / "runs").exists()
+
+
 # --- the example -------------------------------------------------------------------------------
 
 

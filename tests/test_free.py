@@ -110,6 +110,15 @@ def test_another_run_begins_from_a_free_run(free_run, tmp_path):
     assert result(tmp_path / "next")["first_step"] == 60
 
 
+def test_a_free_run_that_begins_from_another_has_lives_of_its_own(free_run, tmp_path):
+    """They were counted from the other's, so that a fault of the first life never came."""
+    done = run([*GANG, "steps=80", f"resume={free_run}", "out=next"], tmp_path)
+    assert done.code == 0, done
+    assert result(tmp_path / "next")["first_step"] == 60
+    logged = [line for k in range(3) for line in lines(tmp_path / "next", k)]
+    assert {line["life"] for line in logged if "life" in line} == {0}
+
+
 def test_a_free_run_begins_from_a_delayed_one(finished, tmp_path):
     more = ["components=2", "steps=120", "checkpoint.every=0", f"resume={finished[0]}", "out=next"]
     done = run([*GANG, *more], tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -384,6 +385,20 @@ def test_two_results_for_one_job_are_reported_and_one_is_taken(sweep, tmp_path):
     assert len(read_sweep([folder], notes).jobs) == 2
     assert sum("two results" in str(note) for note in notes) == 1
     assert sum("without a job" in str(note) for note in notes) == 1
+
+
+def test_jobs_that_began_from_other_runs_are_jobs_of_their_own(sweep, tmp_path):
+    folder = tmp_path / "sweep"
+    for job, start in (("0", "a"), ("1", "b")):
+        shutil.copytree(sweep / "0", folder / job)
+        (folder / job / "overrides.yaml").write_text(f"[seed=0, resume={start}]")
+        file = folder / job / "config.yaml"
+        file.write_text(re.sub("(?m)^resume: .*", f"resume: {start}", file.read_text()))
+    (folder / "sweep.csv").unlink(missing_ok=True)
+    assert read_sweep([folder]).varying == {"resume": ["a", "b"]}
+    for job in ("0", "1"):
+        (folder / job / "overrides.yaml").unlink()
+    assert read_sweep([folder]).varying == {"resume": ["a", "b"]}
 
 
 @pytest.mark.parametrize("text", ["", "\0\0", "a,b\n1,2\n", "job,exit_code\n\n", '"job'])

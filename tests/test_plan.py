@@ -177,10 +177,11 @@ def test_what_mach_train_refuses_is_refused(tmp_path, monkeypatch, capsys, overr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_config_folder_of_ones_own_is_read(tmp_path, monkeypatch, capsys):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndelay: -3\n")
-    assert answer("plan", ["--config-dir", str(tmp_path), "experiment=mine"]) == 2
+@pytest.mark.parametrize("name", ["conf", "my conf", "j\u00fcrgen's %20, [1]\\"])
+def test_a_config_folder_of_ones_own_is_read(tmp_path, capsys, name):
+    (tmp_path / name / "experiment").mkdir(parents=True)
+    (tmp_path / name / "experiment" / "mine.yaml").write_text("# @package _global_\ndelay: -3\n")
+    assert answer("plan", ["--config-dir", str(tmp_path / name), "experiment=mine"]) == 2
     assert "delay: expected 0 or more; got -3" in capsys.readouterr().err
 
 

@@ -164,6 +164,7 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path):
 def test_how_a_sweep_is_run_and_told_does_not_make_another_job():
     told = ["out=a", "resume=auto", "report=quiet", "report.every=3", "launch.parallel=2"]
     assert counted([*told, "+launch.queue_s=3", "delay=1"]) == {"delay": "1"}
+    assert counted(["resume=another/run"]) == {"resume": "another/run"}
     assert counted(["launch=inprocess", "launch.threads=1"]) != {}
 
 

@@ -35,8 +35,9 @@ def fit(
             `data` part of a config, as in {"name": "digits"}.
         processes: True starts a process for each component, as `mach train` does. They import the
             function, so it has to be in a module, in the working directory or on PYTHONPATH: not in
-            a notebook. False trains the chain in this process, with the same numbers and as fast
-            as one process is, and keeps nothing: there is no run folder.
+            a notebook. Where that module calls `fit` itself, it does so under
+            `if __name__ == "__main__":`. False trains the chain in this process, with the same
+            numbers and as fast as one process is, and keeps nothing: there is no run folder.
         values: of the config, as in components=4, delay=1, optim={"lr": 1e-3}; those of `model`
             beside the function as in model={"balance": "time"}.
 
@@ -46,6 +47,9 @@ def fit(
     Raises:
         MachError: something was refused, or a component fell.
     """
+    from mach.models.factory import refuse_if_imported
+
+    refuse_if_imported()
     config = _config(blocks, data, processes, values)
     if not processes:
         return _fit_here(config)

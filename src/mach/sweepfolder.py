@@ -27,8 +27,8 @@ from mach.errors import RunFolderError
 from mach.runfolder import holds_run
 
 OVERRIDES = "overrides.yaml"
-NOT_COUNTED = ("out", "resume", "report", "launch.parallel", "launch.queue_s")
-"""Keys, with all below them, that do not make a job another job."""
+NOT_COUNTED = ("out", "report", "launch.parallel", "launch.queue_s")
+"""Keys, with all below them, that do not make a job another job; nor does resume=auto."""
 
 _LOCK_S = 60.0
 """Longest wait for another job that looks for its folder or writes its row: milliseconds each."""
@@ -41,6 +41,7 @@ def counted(overrides: Sequence[str]) -> dict[str, str]:
         key: _as_typed(value)
         for key, value in pairs
         if not any(key.lstrip("+~") == no or key.startswith(f"{no}.") for no in NOT_COUNTED)
+        and not (key.lstrip("+~") == "resume" and value in ("auto", "null"))
     }
 
 
@@ -125,19 +126,24 @@ def locked(sweep_dir: Path) -> Iterator[None]:
     Raises:
         RunFolderError: the folder cannot be written, or another job keeps it for too long.
     """
-    path = sweep_dir / ".sweep.lock"
+    lock = FileLock(sweep_dir / ".sweep.lock", timeout=_LOCK_S)
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(path, timeout=_LOCK_S):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise RunFolderError(
-            f"{path}: expected the lock within {_LOCK_S:g} s; another process holds it. Stop it"
+            f"{lock.lock_file}: expected the lock within {_LOCK_S:g} s; another process holds it. "
+            "Stop it"
         ) from error
-    except PermissionError as error:
+    except OSError as error:
         raise RunFolderError(
-            f"out={sweep_dir}: expected a folder that can be written; {error.strerror}"
+            f"out={sweep_dir}: expected a folder that can be written; {error.strerror or error}. "
+            "Choose another `out`"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def overrides_of(folder: Path) -> dict[str, str] | None:

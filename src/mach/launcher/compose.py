@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -59,13 +60,20 @@ def compose(overrides: list[str], folder: Path | None = None) -> Config:
     register_schema()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            more = [f"hydra.searchpath=['{folder.resolve().as_uri()}']"] if folder else []
-            composed = hydra_compose("train", [*overrides, *more])
+            composed = hydra_compose("train", [*overrides, *_searched(folder)])
             values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(values, dict)
     return from_mapping({str(key): value for key, value in values.items()})
+
+
+def _searched(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    # Hydra takes what follows file:// as it is: nothing in it may be escaped as in a URI.
+    place = QuotedString(f"file://{folder.resolve()}", Quote.single)
+    return [f"hydra.searchpath=[{place.with_quotes()}]"]
 
 
 def explain(error: Exception) -> str:

@@ -48,12 +48,14 @@ class Job:
 
 
 def begin(sweep_dir: Path, resume: bool) -> None:
-    """Refuse a sweep whose folder is another's, before its first job.
+    """Refuse a sweep whose folder is another's or cannot be written, before its first job.
 
     Raises:
-        RunFolderError: see mach.sweepfolder.check.
+        RunFolderError: see mach.sweepfolder.check and locked.
     """
     sweepfolder.check(sweep_dir, resume)
+    with sweepfolder.locked(sweep_dir):  # Hydra makes the folder next, and may not say why not
+        pass
     sweeptable.read(sweep_dir / sweeptable.TABLE)
 
 

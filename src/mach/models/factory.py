@@ -6,15 +6,20 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mach.errors import ConfigError
+from mach.errors import ConfigError, MachError
 
 MISTAKES = (Exception, SystemExit)
 """How code of the user's may end. The second would end the command as well, and without a word."""
+
+_importing: list[str] = []
+"""Modules of the user's that are being imported now."""
 
 
 def locate(key: str, place: str) -> Callable[..., Any]:
@@ -35,7 +40,9 @@ def locate(key: str, place: str) -> Callable[..., Any]:
     if not {"", here} & set(sys.path):
         sys.path.insert(0, here)
     try:
-        imported = importlib.import_module(module)
+        imported = _import(module)
+    except MachError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(_broken(key, place, module, error)) from error
@@ -58,6 +65,31 @@ def locate(key: str, place: str) -> Callable[..., Any]:
         )
     function: Callable[..., Any] = found
     return function
+
+
+def refuse_if_imported() -> None:
+    """Refuse to train from a module that is just being imported for a function of its own.
+
+    Every process imports it, and each would start a run, and so on.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if _importing:
+        raise ConfigError(
+            f"mach.fit: expected to be called by the program; got a call from {_importing[-1]} "
+            f"while it is imported, as every process of a run does. Put what the program does "
+            f'under `if __name__ == "__main__":`'
+        )
+
+
+def _import(module: str) -> ModuleType:
+    _importing.append(module)
+    try:
+        with torch.device("cpu"):  # tensors that it makes are there for good
+            return importlib.import_module(module)
+    finally:
+        _importing.pop()
 
 
 def call(key: str, place: str, *arguments: Any, **options: Any) -> Any:

@@ -17,8 +17,9 @@ from mach.records.notes import Notes
 from mach.records.run import RunRecord, read_run
 from mach.records.scores import Score, score_of
 
-_OWN = ("out", "resume", "report", "launch", "checkpoint")
-"""What says how a job is run and told, with all below it: it makes no other job of it."""
+_OWN = ("out", "report", "launch", "checkpoint")
+"""What says how a job is run and told, with all below it: it makes no other job of it, and nor does
+resume=auto."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,14 @@ def typed(text: Any) -> Any:
     return str(text)
 
 
-def _counts(key: str) -> bool:
-    return key.partition(".")[0] not in _OWN
+def _what_counts(job: Job) -> dict[str, Any]:
+    """The part of a job's config that makes it what it is."""
+    flat = job.run.flat if job.run is not None else {}
+    return {
+        key: value
+        for key, value in flat.items()
+        if key.partition(".")[0] not in _OWN and not (key == "resume" and value in (None, "auto"))
+    }
 
 
 # --- telling them apart ----------------------------------------------------------------------
@@ -192,7 +199,7 @@ def _identity(job: Job) -> Hashable:
         return tuple(sorted((key, str(value)) for key, value in job.overrides.items()))
     if job.run is None or not job.run.values:
         return job.name
-    return tuple(sorted((k, str(v)) for k, v in job.run.flat.items() if _counts(k)))
+    return tuple(sorted((key, str(value)) for key, value in _what_counts(job).items()))
 
 
 def _age(job: Job) -> float:
@@ -207,12 +214,11 @@ def _named_by_differences(jobs: list[Job]) -> list[Job]:
     """Give jobs of which nobody knows what they were asked for what their configs differ in."""
     if all(job.overrides for job in jobs) or len(jobs) == 1:
         return jobs
-    flats = [job.run.flat if job.run is not None else {} for job in jobs]
+    flats = [_what_counts(job) for job in jobs]
     differing = [
         key
         for key in dict.fromkeys(key for flat in flats for key in flat)
-        if _counts(key)
-        and not any(isinstance(flat.get(key), list) for flat in flats)  # a cut that was found
+        if not any(isinstance(flat.get(key), list) for flat in flats)  # a cut that was found
         and len({str(flat[key]) for flat in flats if key in flat}) > 1
     ]
     named = []

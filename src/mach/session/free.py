@@ -79,6 +79,14 @@ def _exits(result: Mapping[str, Any]) -> dict[str, float | None]:
     return {f"eval_{key}": value for key, value in found if key.startswith("exit_")}
 
 
+def _lives_before(seat: Seat) -> int:
+    """Lives of the component in this run up to the checkpoint that it goes on from."""
+    start = seat.start
+    if start is None or not start.path.is_relative_to(seat.run_dir):  # another run's
+        return 0
+    return int(start.manifest.get("life", -1)) + 1
+
+
 class _BellClock:
     """Real time; whatever arrives rings the bell."""
 
@@ -93,8 +101,7 @@ class _Life:
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
         self._roster = Roster(seat.rank.store, seat.config.components)
-        before = seat.start.manifest.get("life", -1) if seat.start is not None else -1
-        self._life = self._roster.enter(seat.rank.index, at_least=before + 1)
+        self._life = self._roster.enter(seat.rank.index, at_least=_lives_before(seat))
         self._bell = Bell()
         self._state = "starting"
         self._over = False
