@@ -1,5 +1,7 @@
 """Networks as a user brings them along: each function returns blocks, some of them mistaken."""
 
+import functools
+import random
 import sys
 
 import torch
@@ -80,6 +82,14 @@ def writer(width=16, peeks=False):
     return [nn.Embedding(256, width), Causal(width), Causal(width, peeks)]
 
 
+def late_peeker(width=16):
+    """What it sees of later tokens begins at nothing, as attention does whose way out is zero."""
+    blocks = writer(width, peeks=True)
+    for parameter in blocks[-1].linear.parameters():
+        nn.init.zeros_(parameter)
+    return blocks
+
+
 def writer_with_logits(width=16):
     return [*writer(width), nn.Linear(width, 256)]
 
@@ -90,7 +100,7 @@ class Reads(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(12, 12)
-        self.scale = float(self.linear.weight.abs().max())  # nor be built there
+        self.scale = float(self.linear.weight.detach().abs().max())  # nor be built there
 
     def forward(self, x):
         return self.linear(x) / self.scale if x.abs().sum() >= 0 else x
@@ -313,8 +323,6 @@ def overwrites_through_a_view():
 
 
 def own_random_numbers():
-    import random
-
     linear = nn.Linear(10, 12)
     nn.init.constant_(linear.bias, random.random())
     return [linear, Residual(12)]
@@ -330,3 +338,86 @@ class Bessel(nn.Module):
 def no_onnx(width=8):
     first = nn.Sequential(nn.Flatten(), nn.Linear(16, width))
     return [first, *(nn.Sequential(nn.Linear(width, width), Bessel()) for _ in range(3))]
+
+
+class Complex(nn.Module):
+    """Complex weights of two and of three dimensions, as of layers that work on frequencies."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(width, width, dtype=torch.cfloat) / width)
+        self.heads = nn.Parameter(torch.randn(1, width, width, dtype=torch.cfloat) / width)
+
+    def forward(self, x):
+        return x + (x.to(torch.cfloat) @ self.mix @ self.heads[0]).abs()
+
+
+def complex_weights(width=12):
+    return [nn.Linear(10, width), Complex(width), Complex(width)]
+
+
+SHIFT = torch.linspace(-1, 1, 12)
+"""Made when the module is imported."""
+
+
+@functools.cache
+def table(width, dtype=torch.float32):
+    """Made once, by whoever asks first."""
+    return torch.linspace(0.5, 1.5, width, dtype=dtype)
+
+
+class Keeps(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("scale", table(width) + SHIFT)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        h = self.linear(x * self.scale)
+        return x + h * table(h.shape[-1], h.dtype)
+
+
+def keeps_tables(width=12):
+    return [nn.Linear(10, width), Keeps(width), Keeps(width)]
+
+
+def orthogonal(width=12):
+    """Computes while it is built, what autocast has no kernels for."""
+    turn = nn.utils.parametrizations.orthogonal
+    return [nn.Linear(10, width), *(turn(nn.Linear(width, width)) for _ in range(2))]
+
+
+class Skips(nn.Module):
+    """Is left out now and then, as Python's own generator says."""
+
+    def forward(self, x):
+        return x if random.random() < 0.5 else 2 * x
+
+
+def skips(width=12):
+    return [nn.Linear(10, width), Residual(width), Skips()]
+
+
+def turns(width=12):
+    """Its forward turns a vector that it keeps, so its output changes as well."""
+    turned = nn.utils.parametrizations.spectral_norm(nn.Linear(width, width))
+    return [nn.Linear(10, width), Residual(width), turned]
+
+
+def slice_as_head(activation, task):
+    """Nothing to learn."""
+
+    class Slice(nn.Module):
+        def forward(self, h):
+            return h[:, : task.classes]
+
+    return Slice()
+
+
+def half_frozen_student(activation, task, config):
+    first, last = nn.Linear(task.sample.shape[0], 8), nn.Linear(8, activation.shape[0])
+    return nn.Sequential(first.requires_grad_(False), last)
+
+
+def frozen_student(activation, task, config):
+    return nn.Linear(task.sample.shape[0], activation.shape[0]).requires_grad_(False)

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import texts
 from clouds import clouds, make, weights
 from mach.component.compensation import compensated
 from mach.component.losses import target_loss
 from mach.component.prediction import WeightPrediction
 from mach.config import Config
 from mach.config.learning import CORRECTIONS
-from mach.data import Batches, Dataset
+from mach.data import Batches, Dataset, open_dataset
 from mach.errors import ConfigError
 from mach.launcher.compose import compose
 from mach.optim import Optimizer
@@ -67,6 +68,7 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
 
     for b in range(config.microbatches):
         x, y = batches.train(b)
+        y = low.targets(y)
         then = max(0, b - lag) // m  # steps that the lower one had taken at its forward
         used = ahead(lows, then, b // m - then) if forward else lows[then]
         sent = functional_call(low.body, used, (x,)).detach()
@@ -90,9 +92,9 @@ def by_hand(config: Config, dataset: Dataset) -> dict:
         else:
             h = low.body(x)
             if optim.correction == "compensation" and then < b // m:
-                own = gradient * m * len(x)  # of each sample's own loss
+                own = gradient * m * len(y)  # of each target's own loss
                 own = own + optim.compensation * own**2 * (h.detach() - sent)
-                gradient = own / (m * len(x))
+                gradient = own / (m * len(y))
             if optim.correction == "surrogate" and then < b // m:
                 change = slope(low.head, h, y) / m - slope(low.head, sent, y) / m
                 gradient = gradient + config.feedback * optim.surrogate * change
@@ -125,6 +127,15 @@ def test_compensation_moves_a_gradient_along_by_its_own_square(dataset, replay):
     for name, value in by_hand(config, dataset).items():
         torch.testing.assert_close(found[name], value)
     assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_of_a_text_compensation_takes_the_loss_of_each_position_by_itself(tmp_path):
+    optim = {"name": "sgd", "lr": 0.05, "correction": "compensation", "compensation": 2.0}
+    config = texts.make(texts.write_text(tmp_path), delay=2, optim=optim)
+    text = open_dataset(config.data)
+    found = trained(config, text)
+    for name, value in by_hand(config, text).items():
+        torch.testing.assert_close(found[name], value)
 
 
 @pytest.mark.parametrize("feedback", [1.0, 0.5])

@@ -29,6 +29,7 @@ from mach.launcher.preflight import _goes_on_from, preflight
 from mach.metrics import Task
 from mach.models import gpt, mlp, resnet
 from mach.models.defaults import student_for
+from mach.models.factory import locate
 from mach.shapes import TensorSpec
 from mach.trainer import Oracle, settle
 from mach.trainer.settle import inherit
@@ -80,7 +81,9 @@ def back_propagation(config, dataset, top=None):
     return weights(oracle)
 
 
-@pytest.mark.parametrize("factory", ["vectors", "uneven", "with_logits", "not_for_meta"])
+@pytest.mark.parametrize(
+    "factory", ["vectors", "uneven", "with_logits", "not_for_meta", "complex_weights", "orthogonal"]
+)
 @pytest.mark.parametrize("components", [1, 2, 3])
 def test_without_delay_the_chain_is_the_network_bit_by_bit(dataset, factory, components):
     config = own(factory, components, steps=5, model={"logits": factory == "with_logits"})
@@ -164,6 +167,43 @@ def test_a_head_and_a_student_of_ones_own_are_used(dataset):
     parts = Oracle(config, dataset).trainers[1].worker.component.modules()
     assert [type(parts[name]) for name in ("head", "student")] == [nn.Linear, nn.Linear]
     assert parts["head"].bias is None
+
+
+def test_of_a_student_that_is_frozen_in_part_the_rest_learns(dataset):
+    halves = {"student": "brought:half_frozen_student"}
+    oracle = Oracle(own("vectors", 2, student={"enabled": True}, model=halves), dataset)
+    student = oracle.trainers[1].worker.component.student.network
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    oracle.run()
+    moved = [name for name, value in student.state_dict().items() if (value != before[name]).any()]
+    assert moved == ["1.weight", "1.bias"]
+
+
+def test_a_head_with_nothing_to_learn_is_none_that_the_chain_feels(dataset):
+    config = own("vectors", 3, model={"head": "brought:slice_as_head"}, head={"weight": 0.0})
+    oracle = Oracle(config, dataset)
+    oracle.run()
+    for name, value in back_propagation(config, dataset).items():
+        assert torch.equal(weights(oracle)[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("factory", ["keeps_tables", "orthogonal"])
+def test_what_dry_runs_leave_behind_in_a_module_can_be_used(dataset, factory, precision):
+    """They left tensors of their own, without numbers, in a table that is made once."""
+    brought.table.cache_clear()
+    config = settle(own(factory, 2, optim={"precision": precision}), dataset)
+    oracle = Oracle(config, dataset)
+    oracle.run()
+    assert all(bool(value.isfinite().all()) for value in weights(oracle).values())
+
+
+def test_a_tensor_that_a_module_makes_when_it_is_imported_has_numbers(tmp_path, monkeypatch):
+    (tmp_path / "constant.py").write_text("import torch\nONES = torch.ones(3)\ndef f(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with torch.device("meta"):
+        function = locate("model.head", "constant:f")
+    assert function.__globals__["ONES"].sum() == 3
 
 
 def test_dropout_with_probability_0_is_none(dataset):
@@ -261,6 +301,8 @@ def says(config, dataset) -> str:
             "noise",
             r"block 2 \(Noisy\): expected the same output .*; got outputs up to 0\.\d+ apart",
         ),
+        ("skips", r"block 2 \(Skips\): expected the same output"),
+        ("turns", r"block 2 \(\w+\): expected buffers .*; it changed \S+_v?u?, float32"),
         ("counts", r"block 1 .*: expected buffers that a forward leaves .*; it changed 1.calls"),
         (
             "shared",
@@ -311,6 +353,7 @@ def test_blocks_that_mach_cannot_train_are_refused(dataset, factory, message):
         ({"head": "brought:overwriting_head"}, "model.head: expected its input .* in place"),
         ({"student": "brought:own_head"}, "model.student=.*raised TypeError"),
         ({"student": "brought:overwriting_student"}, "model.student: expected its input .* place"),
+        ({"student": "brought:frozen_student"}, "model.student: .*to train; Linear has none. Set"),
     ],
 )
 def test_a_wrong_value_of_the_model_is_refused(dataset, model, message):
@@ -352,8 +395,10 @@ def test_more_components_than_blocks_are_refused(dataset):
     assert said.startswith("components: expected at most 4, one for each block that model.factory=")
 
 
-def test_blocks_that_see_the_token_they_are_to_predict_are_refused(letters):
-    said = says(own("writer", model={"arguments": {"peeks": True}}), letters)
+@pytest.mark.parametrize("model", [{"arguments": {"peeks": True}}, {"factory": "late_peeker"}])
+def test_blocks_that_see_the_token_they_are_to_predict_are_refused(letters, model):
+    factory = model.get("factory", "writer")
+    said = says(own(factory, model={"arguments": model.get("arguments", {})}), letters)
     assert "expected blocks that see no later token" in said
 
 

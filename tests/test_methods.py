@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+import texts
 from clouds import clouds, weights
 from mach.component.losses import target_loss
 from mach.component.soft import SoftTargets, pack, unpack
-from mach.config import Config
-from mach.data import Batches, Dataset
+from mach.config import Config, PredictorConfig
+from mach.configfile import from_mapping
+from mach.data import Batches, Dataset, open_dataset
 from mach.errors import ConfigError
 from mach.launcher.compose import compose, conf_dir
+from mach.models.predictor import PredictGradient
 from mach.schedule import lag
 from mach.trainer import Oracle
 
@@ -154,7 +158,6 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
     oracle = Oracle(config, dataset)
     components = [t.worker.component for t in oracle.trainers]
     last, m = len(components) - 1, config.accumulate
-    scale = config.microbatch_size * m
     batches = Batches(dataset, config.seed, config.microbatch_size, CPU)
     arriving: list[list[tuple]] = [[] for _ in range(last)]
     taught = [0] * last
@@ -165,7 +168,7 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
 
     def teach(k: int) -> None:
         h, y, gradient = arriving[k].pop(0)
-        target = gradient * scale
+        target = gradient * len(y) * m
         error = nn.functional.mse_loss(guess(k, h, y), target)
         (error / target.var(correction=0).clamp_min(1e-8) / m).backward()
         taught[k] += 1
@@ -174,13 +177,13 @@ def predicted_gradients(config: Config, dataset: Dataset) -> dict:
 
     for b in range(config.microbatches):
         x, y = batches.train(b)
-        child = x
+        child, y = x, components[0].targets(y)
         for k, c in enumerate(components):
             leaf = c.student.network(x) if k > 0 and config.student.mix else child
-            leaf = leaf.detach().requires_grad_()
-            h = c.body(leaf)
+            leaf = leaf.detach()
+            h = c.body(leaf.requires_grad_(leaf.is_floating_point()))
             if k < last:
-                h.backward(guess(k, h.detach(), y).detach() / scale)
+                h.backward(guess(k, h.detach(), y).detach() / (len(y) * m))
             else:
                 (target_loss(c.head(h), y) / m).backward()
             if k > 0:
@@ -218,6 +221,25 @@ def test_dni_learns_at_once_and_teaches_its_predictor_late(dataset, method, labe
     trained = predictors(oracle)
     assert_same(weights(oracle) | trained, predicted_gradients(config, dataset))
     assert any(value.abs().sum() > 0 for value in trained.values() if value.ndim == 2)
+
+
+def test_dni_on_a_text_predicts_the_gradient_of_each_positions_own_loss(tmp_path):
+    """In the scale of a sample's, thousands of times smaller, the first guesses were noise."""
+    optim = {"correction": "none"}
+    values = asdict(texts.make(texts.write_text(tmp_path), steps=20, optim=optim))
+    values["predictor"] = {"enabled": True, "width": 16, "lr": 1e-3}
+    config = from_mapping(values)
+    text = open_dataset(config.data)
+    oracle = train(config, text)
+    assert_same(weights(oracle) | predictors(oracle), predicted_gradients(config, text))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_first_guess_is_no_gradient(labels, depth):
+    predictor = PredictGradient((6,), 4, PredictorConfig(True, depth=depth, labels=labels))
+    guess = predictor(torch.randn(5, 6), torch.randint(4, (5,)) if labels else None)
+    assert torch.equal(guess, torch.zeros(5, 6))
 
 
 # --- soft targets ----------------------------------------------------------------------------

@@ -137,6 +137,22 @@ def test_a_message_is_not_seen_before_it_arrives():
     assert first == pytest.approx(1 / 3 + 3.0)
 
 
+@pytest.mark.parametrize("dead", [0, 2])
+def test_one_that_returns_to_a_dead_neighbour_does_without_it(dead):
+    """It took itself for the end of the chain, so that its body was given the raw input."""
+    simulation = simulate(steps=200)
+    simulation.at(60, lambda: simulation.kill(dead))
+    simulation.at(60, lambda: simulation.kill(1))
+    simulation.at(70, lambda: simulation.revive(1))
+    simulation.run(until_s=120)
+    counts = life(simulation, 1).worker.counts
+    assert counts["imagined" if dead == 0 else "alone"] > 30, counts
+    simulation.revive(dead)
+    simulation.run(until_s=170)
+    later = Counter(move for moment, move in life(simulation, 1).actions if moment > 125)
+    assert later[Move.ACTIVATION if dead == 0 else Move.GRADIENT] > 20
+
+
 @pytest.mark.parametrize("dead", [0, 1, 2])
 def test_the_others_train_on_when_one_dies_and_go_back_to_it_when_it_returns(dead):
     simulation = simulate(steps=200)

@@ -304,6 +304,8 @@ def test_a_file_of_its_own_may_be_held_out(tmp_path: Path) -> None:
         ({"train": "empty.bin"}, "empty.bin: expected tokens of uint16.*; it is empty"),
         ({"context": 60}, r"data.context \+ 1 = 61 tokens to train on and to test on; got 540 and"),
         ({"vocabulary": 250}, "train.bin: train: expected tokens 0 to 249; got 250 at index 250"),
+        ({"train": "saved.npy"}, r"saved.npy: expected tokens of uint16 .*; got an .npy file. nu"),
+        ({"test": "saved.npy"}, r"saved.npy: expected tokens of uint16 .*; got an .npy file. nu"),
         ({"dtype": "int64", "train": "minus.bin"}, "expected tokens 0 to 250; got -1 at index 3"),
     ],
 )
@@ -313,6 +315,7 @@ def test_a_bad_file_of_tokens_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("odd.bin").write_bytes(bytes(7))
     Path("empty.bin").write_bytes(b"")
+    np.save("saved.npy", np.arange(200))
     np.where(np.arange(200) == 3, -1, 0).tofile("minus.bin")
     with pytest.raises(DataError, match=says) as refused:
         check(open_dataset(tokens_config(tmp_path, **options)))

@@ -251,7 +251,8 @@ def matrices_of(prefix: str, module: nn.Module) -> frozenset[str]:
     kernels = {name for name in of(_ConvNd) if name.endswith(".weight")}
     named = {f"{prefix}.{name}": p for name, p in module.named_parameters()}
     matrices = {name for name, p in named.items() if p.ndim == 2} | kernels
-    return frozenset(matrices & named.keys() - of(nn.Embedding, nn.LayerNorm, nn.RMSNorm))
+    real = {name for name, p in named.items() if not p.is_complex()}  # Muon drops the other part
+    return frozenset(matrices & real - of(nn.Embedding, nn.LayerNorm, nn.RMSNorm))
 
 
 def beside(
@@ -282,7 +283,8 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _first_order(parameters: list[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    # fused: one kernel for all parameters instead of a Python loop; on CPU as well.
+    # One kernel for all parameters instead of a Python loop; on CPU as well. It knows real numbers.
+    fused = not any(p.is_complex() for p in parameters)
     nesterov = config.correction == "nesterov"
     if nesterov and config.name != "sgd":  # it has no fused kernel
         return torch.optim.NAdam(
@@ -300,6 +302,8 @@ def _first_order(parameters: list[nn.Parameter], config: OptimConfig) -> torch.o
             momentum=momentum,
             nesterov=momentum > 0,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=fused,
         )
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+    )

@@ -331,10 +331,12 @@ class Component:
         loss = self._net.loss(logits, work.y, self.soft, larger)
         if self.teaches:
             self.logits = logits.detach()
-        roots: list[Tensor] = [loss / self._accumulate]
-        seeds: list[Tensor | None] = [None]
+        roots: list[Tensor] = []
+        seeds: list[Tensor | None] = []
         if gradient is not None:
-            roots, seeds = [h, *roots], [gradient.to(h.dtype), *seeds]
+            roots, seeds = [h], [gradient.to(h.dtype)]
+        if loss.requires_grad:  # not where the body does not feel a head that has nothing to learn
+            roots, seeds = [*roots, loss / self._accumulate], [*seeds, None]
         # A checkpointed block is run once more inside of this.
         with self._replay.gathering(work), self._net.modes.uncounted():
             torch.autograd.backward(roots, seeds)

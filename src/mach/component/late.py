@@ -106,7 +106,7 @@ class Replay:
         if work.sent is None or gradient is None:
             return gradient, 0.0
         if late.compensation:
-            scale = len(h) * self._accumulate  # a sample's own loss is divided by that
+            scale = len(self._net.targets(work.y)) * self._accumulate  # as the loss is, of each
             moved = h.detach() - work.sent
             gradient = compensated(gradient, moved, late.compensation, scale)
         if late.surrogate:

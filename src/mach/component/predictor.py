@@ -5,7 +5,7 @@ Gradients", 2017, section 2.1): a network maps h, and the labels where it is con
 a guess at the gradient of the parent's loss with respect to h. It learns from the gradient that
 comes later, which the parent has made with a guess of its own at what lies above.
 
-    # s rows of a microbatch times microbatches of a step: what the loss is averaged over
+    # s labels of a microbatch times microbatches of a step: what the loss is averaged over
     # guess = p(h, y) / s        loss = |p(h, y) - s G|^2 / var(s G)
 
 The network works on the gradient of one sample's own loss: that of the mean is thousands of times
@@ -39,21 +39,25 @@ class GradientPredictor:
 
     @torch.no_grad()
     def predict(self, h: Tensor, labels: Tensor) -> Tensor:
-        """A guess at the gradient of the parent's loss with respect to h [B, ...]."""
-        return (self._run(h, labels) / (len(h) * self._accumulate)).to(h.dtype)
+        """A guess at the gradient of the parent's loss with respect to h [B, ...].
+
+        Args:
+            labels: the microbatch's N targets: one of a sample, or one of each position.
+        """
+        return (self._run(h, labels) / (len(labels) * self._accumulate)).to(h.dtype)
 
     def learn(self, h: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
         """Gather the gradient of one microbatch; every M-th call takes a step.
 
         Args:
             h: activation [B, ...].
-            labels: those of the microbatch.
+            labels: as for `predict`.
             gradient: what the parent has made of it [B, ...].
 
         Returns:
             The loss, detached.
         """
-        target = gradient.float() * (len(h) * self._accumulate)
+        target = gradient.float() * (len(labels) * self._accumulate)
         loss = distillation_loss(self._run(h, labels), target)
         (loss / self._accumulate).backward()
         self._seen += 1

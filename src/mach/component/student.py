@@ -41,7 +41,7 @@ class Student:
         self.update = update
         self._task_weight = task_weight
         self._accumulate = accumulate
-        self._parameters = list(network.parameters())
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._seen = 0
 
     def imitate(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
 from mach.config import (
     DataConfig,
@@ -120,11 +121,23 @@ def _open_text(config: TextConfig) -> Dataset:
     )
 
 
+def _refuse_npy(path: Path, dtype: np.dtype) -> None:
+    """Its header, and numbers of another type, would be read as tokens."""
+    with reading(str(path), "a file of tokens"), path.open("rb") as file:
+        npy = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+    if npy:
+        raise DataError(
+            f"{path}: expected tokens of {dtype} and nothing else, as numpy's tofile writes them; "
+            f"got an .npy file. numpy.load('{path}').astype('{dtype}').tofile(..) makes one."
+        )
+
+
 def _open_tokens(config: TokensConfig) -> Dataset:
     dtype = np.dtype(config.dtype)
 
     def open_file(given: str, key: str) -> Array:
         path = existing_file(_path(given), f"a file of tokens ({key})")
+        _refuse_npy(path, dtype)
         return open_tokens(path, dtype, str(path))
 
     train = open_file(config.train, "data.train")

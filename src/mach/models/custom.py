@@ -4,10 +4,10 @@ The function makes all blocks at once, so it is called under one seed and the sl
 it returns: the first weights do not depend on the cut. Every component so holds the whole network
 for a moment, on the CPU, before it keeps its slice.
 
-Shapes are found on the meta device, where nothing is computed. Blocks that cannot be built there
-(they read numbers of their own weights, say) are built on the CPU and their numbers dropped; a
-block that cannot run there (an operator without a meta kernel, a plain tensor on the CPU) is run on
-the CPU, on two samples.
+Shapes are found on the meta device, where nothing is computed. The blocks are built on the CPU all
+the same, and their numbers dropped: a factory may read numbers of its weights, or keep a table that
+it makes once, which has to be of use afterwards. A block that cannot run on meta (an operator
+without a meta kernel, a plain tensor on the CPU) is run on the CPU, on two samples.
 """
 
 from __future__ import annotations
@@ -58,18 +58,13 @@ class Custom(Family):
         return [whole[i] for i in blocks]
 
     def whole(self) -> nn.ModuleList:
-        """All blocks, from torch's global random state; on meta where that is the default device.
+        """All blocks, from torch's global random state; where meta is the default device those of
+        the dry runs, the same ones at each call.
 
         Raises:
             ConfigError: the factory cannot be found, raises, or returns something else.
         """
-        if torch.get_default_device().type == "meta":
-            try:
-                return _without_numbers(self._called())
-            except ConfigError:  # because of meta? then not on the CPU
-                with torch.random.fork_rng(devices=[]), _CPU:
-                    return _without_numbers(self._called())
-        return self._called()
+        return self._dry if torch.get_default_device().type == "meta" else self._called()
 
     @cached_property
     def outputs(self) -> list[TensorSpec]:
@@ -134,6 +129,11 @@ class Custom(Family):
         return f"model.factory={self._config.factory}: block {index} ({type(block).__name__})"
 
     # --- details -------------------------------------------------------------------------
+
+    @cached_property
+    def _dry(self) -> nn.ModuleList:
+        with torch.random.fork_rng(devices=[]), _CPU:
+            return _without_numbers(self._called())
 
     def _called(self) -> nn.ModuleList:
         config = self._config

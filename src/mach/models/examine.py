@@ -7,9 +7,11 @@ remembered. Each is run on the CPU, on samples of the data, with the weights it 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -59,7 +61,7 @@ def examine(
                 overwriting.add(index)
             h = out
         if family.per_position and x.shape[1] > 1:
-            _check_causal(family, first, x, h)
+            _check_causal(family, second, x)
     return frozenset(overwriting)
 
 
@@ -103,16 +105,9 @@ def _check_replay(name: str, block: nn.Module, x: Tensor) -> _Ran:
     """What a block makes of x, once it is sure that it always makes the same."""
     buffers = {key: value.clone() for key, value in _buffers(block)}
     ran = _run(name, block, x, 0)
-    out = ran.out
-    for draw in range(1, _DRAWS if ran.drew else 2):
-        again = _run(name, block, x, draw).out
-        if not _same(out, again):
-            most = (out.double() - again.double()).abs().max().item()
-            raise ConfigError(
-                f"{name}: expected the same output {spec_of(out)} for the same input and weights, "
-                f"as mach runs forwards again; got outputs up to {most:.3g} apart. "
-                f"{_suspects(block)}Set dropout to 0."
-            )
+    draws = range(1, _DRAWS if ran.drew else 2)
+    again = (_run(name, block, x, draw).out for draw in draws)
+    other = next((out for out in again if not _same(ran.out, out)), None)
     for key, value in _buffers(block):
         if key not in buffers or not _same(buffers[key], value):
             raise ConfigError(
@@ -120,17 +115,30 @@ def _check_replay(name: str, block: nn.Module, x: Tensor) -> _Ran:
                 f"forwards again (the running statistics of norms aside); it changed {key}, "
                 f"{spec_of(value)}. Take that state out of the block."
             )
+    if other is not None:
+        most = (ran.out.double() - other.double()).abs().max().item()
+        raise ConfigError(
+            f"{name}: expected the same output {spec_of(other)} for the same input and weights, "
+            f"as mach runs forwards again; got outputs up to {most:.3g} apart. "
+            f"{_suspects(block)}Set dropout to 0."
+        )
     return ran
 
 
 def _run(name: str, block: nn.Module, x: Tensor, seed: int) -> _Ran:
     """What a block makes of a copy of x."""
     torch.manual_seed(seed)
-    before = torch.get_rng_state()
+    before = _generators()
     given = x.clone()
     out = _tried(name, block, given)
-    drew = not torch.equal(before, torch.get_rng_state())
-    return _Ran(out.clone(), drew, _overwritten(given, x))
+    return _Ran(out.clone(), _generators() != before, _overwritten(given, x))
+
+
+def _generators() -> tuple[object, ...]:
+    """States of whatever a block may draw random numbers from."""
+    numpys = np.random.get_state(legacy=False)["state"]
+    drawn = numpys["key"].tobytes(), numpys["pos"]
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), *drawn
 
 
 def _tried(who: str, module: nn.Module, x: Tensor) -> Tensor:
@@ -187,15 +195,23 @@ def _check_weights(family: Custom, first: nn.ModuleList, second: nn.ModuleList) 
             )
 
 
-def _check_causal(family: Custom, blocks: nn.ModuleList, x_BT: Tensor, h: Tensor) -> None:
-    """The token after each position is to be predicted, so it must not be seen."""
+def _check_causal(family: Custom, blocks: nn.ModuleList, x_BT: Tensor) -> None:
+    """The token after each position is to be predicted, so it must not be seen.
+
+    Args:
+        blocks: all of them; their weights are changed.
+    """
+    for parameter in blocks.parameters():  # one that begins at zero hides what comes before it
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     known, places_BT = x_BT.unique(return_inverse=True)
     other_BT = x_BT.clone()
     # One of its own: another may be none to the blocks, as to a table no larger than needed.
     other_BT[:, -1] = known.roll(1)[places_BT[:, -1]]
-    other = other_BT
+    h, other = x_BT.clone(), other_BT
     for index, block in enumerate(blocks):
-        other = _tried(family.name(index, block), block, other)
+        name = family.name(index, block)
+        h, other = _tried(name, block, h), _tried(name, block, other)
     if not torch.allclose(h[:, :-1], other[:, :-1], rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ConfigError(
             f"model.factory: expected blocks that see no later token, as each of the "
@@ -261,7 +277,13 @@ def _check_heads(family: Custom, bodies: list[range], ends: list[Tensor]) -> Non
 def _check_students(family: Custom, below: list[range], x: Tensor, config: StudentConfig) -> None:
     for body in below:
         activation = family.outputs[body.stop - 1]
-        guess = _tried_on_top("model.student", family.student(activation, config), x)
+        network = family.student(activation, config)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ConfigError(
+                f"model.student: expected parameters to train; {type(network).__name__} has none. "
+                "Set student=none to train without students."
+            )
+        guess = _tried_on_top("model.student", network, x)
         expected = activation.batched(len(x))
         if spec_of(guess).shape != expected.shape:
             raise ConfigError(

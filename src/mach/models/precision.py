@@ -4,6 +4,8 @@ Each operation chooses for itself there: after a linear stem the stream between 
 after an embedding it is float32, and a block may change it. The child's activation has to reach its
 parent as what it was, or cutting a network would change its numbers. So the whole network is run
 dry, up to its last cut, on fake tensors: they compute nothing and still tell autocast their device.
+Modules of the user's are run on real ones, but not on a GPU, whose memory that would cost: they may
+need numbers, or keep what they have made of the first input for the next.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ def autocast_dtypes(family: Family, ends: Sequence[int], device_type: str) -> li
     Args:
         device_type: `cpu` or `cuda`; their lists of operations that autocast leaves alone differ.
     """
+    if family.foreign and device_type == "cpu":
+        return _dtypes(family, ends, device_type)
     # Costs a second or two to import, which runs in float32 are spared.
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,21 +34,19 @@ def autocast_dtypes(family: Family, ends: Sequence[int], device_type: str) -> li
     except Exception:
         if not family.foreign:
             raise
-        return _dtypes(family, ends, device_type)  # somebody else's modules may need real numbers
+        return _dtypes(family, ends, device_type)
 
 
 def _dtypes(family: Family, ends: Sequence[int], device_type: str) -> list[torch.dtype]:
     sample = family.task.sample
     dtypes: list[torch.dtype] = []
-    with (
-        torch.device(device_type),
-        torch.no_grad(),
-        torch.autocast(device_type, torch.bfloat16),
-    ):
-        h = family.stem()(torch.zeros((2, *sample.shape), dtype=sample.dtype))
+    with torch.device(device_type), torch.no_grad():
+        stem = family.stem()
         blocks = family.slice(range(ends[-1]), lambda role, index, build: build())
-        for index, block in enumerate(blocks):
-            h = block(h)
-            if index + 1 in ends:
-                dtypes.append(h.dtype)
+        with torch.autocast(device_type, torch.bfloat16):
+            h = stem(torch.zeros((2, *sample.shape), dtype=sample.dtype))
+            for index, block in enumerate(blocks):
+                h = block(h)
+                if index + 1 in ends:
+                    dtypes.append(h.dtype)
     return dtypes

@@ -40,8 +40,12 @@ class PredictGradient(nn.Module):
         sizes = [width, *[config.width] * config.depth, width]
         self.layers = nn.ModuleList(layer(a, b) for a, b in pairwise(sizes))
         self.table = nn.Embedding(classes, sizes[1]) if config.labels else None
-        for parameter in self.layers[-1].parameters():
-            nn.init.zeros_(parameter)
+        silent = [self.layers[-1]]
+        if config.depth == 0 and self.table is not None:  # added to what the last layer makes, then
+            silent.append(self.table)
+        for module in silent:
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, labels_N: Tensor | None = None) -> Tensor:
         """Args: labels_N: one for each sample, or for each position of [B, T, D]."""

@@ -330,14 +330,17 @@ class Simulation:
         return max(clock.now_s, min(clock.wake_s, arrival_s))
 
     def _connect(self, link: Link) -> None:
+        """Give the ends of a link new wires; where one end is dead, the other has them cut."""
         child, parent = self.lives[link.up.source], self.lives[link.up.target]
-        if child is None or parent is None:
-            return
-        below, above = child.worker.channels, parent.worker.channels
-        wire = _Wire(self._latency_s)
-        below.to_parent = _TimedSender(link.up, wire, child.clock)
-        above.from_child = _TimedReceiver(link.up, wire, parent.clock)
-        if link.down is not None:
-            wire = _Wire(self._latency_s)
-            above.to_child = _TimedSender(link.down, wire, parent.clock)
-            below.from_parent = _TimedReceiver(link.down, wire, child.clock)
+        cut = child is None or parent is None
+        up, down = _Wire(self._latency_s, cut=cut), _Wire(self._latency_s, cut=cut)
+        if child is not None:
+            ends = child.worker.channels
+            ends.to_parent = _TimedSender(link.up, up, child.clock)
+            if link.down is not None:
+                ends.from_parent = _TimedReceiver(link.down, down, child.clock)
+        if parent is not None:
+            ends = parent.worker.channels
+            ends.from_child = _TimedReceiver(link.up, up, parent.clock)
+            if link.down is not None:
+                ends.to_child = _TimedSender(link.down, down, parent.clock)
