@@ -19,6 +19,7 @@ import mach
 from kept import keep, of_images
 from mach import cli
 from mach.checkpoint import consolidated
+from mach.checkpoint.consolidated import run_of
 from mach.component.soft import SoftTargets
 from mach.config import ConsolidateConfig, EvalConfig, NpzConfig, OptimConfig
 from mach.config.window import Name
@@ -402,6 +403,11 @@ def test_it_is_exported_with_its_story(entry, capsys):
     torch.testing.assert_close(exported(x), own(x))
     with pytest.raises(ConfigError, match=r"window=2\.\.2: expected consolidated/2\.\.2, the only"):
         mach.load(folder, "2..2")
+
+
+def test_it_is_found_by_a_path_that_goes_up_and_down(entry, monkeypatch):
+    monkeypatch.chdir(entry.path)
+    assert run_of(Path("..") / entry.path.name) == (entry.path.parents[1], "consolidated/2..2")
 
 
 def test_it_is_predicted_and_served_with_one_exit(entry, tmp_path, capsys):

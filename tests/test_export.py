@@ -24,6 +24,7 @@ from mach.export.export import _refuse_disagreement, _refuse_loss, export
 from mach.export.folder import signed
 from mach.export.layers import LAYERS
 from mach.inference import Run
+from mach.secrets import HIDDEN
 from reported import inspect
 from spawn import MACH, run
 from texts import make as make_text
@@ -342,8 +343,32 @@ def test_int8_tells_its_accuracy_and_is_smaller(tmp_path):
     assert int8["bytes"] < 0.5 * whole["bytes"]
     assert int8["metrics"]["accuracy"] >= 0.8 * whole["metrics"]["accuracy"]
     assert "int8" in (tmp_path / "int8" / "README.md").read_text()
-    model = mach.load(tmp_path / "int8")
-    assert model(torch.from_numpy(samples_of(run_dir))).shape == (20, CLASSES)
+    model, x = mach.load(tmp_path / "int8"), torch.from_numpy(samples_of(run_dir))
+    logits = model(x)
+    assert logits.shape == (20, CLASSES)
+    x[0, 0, 0] = 1e6
+    assert torch.equal(model(x)[1:], logits[1:]), "of the others, whatever one of them has"
+
+
+def test_a_card_tells_no_secret_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "0123456789abcdef")
+    report = {"tags": ["0123456789abcdef", "https://me:pass-word@example.org"]}
+    model = {
+        "name": "custom",
+        "factory": "brought:flat_of_keys",
+        "arguments": {"hf_token": "other-secret"},
+    }
+    run_dir = keep(of_images(tmp_path, 8, 8, model=model, report=report), tmp_path / "run")
+    write(run_dir, tmp_path / "out", "torch")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert not [s for s in ("0123456789abcdef", "other-secret", "pass-word") if s in card], card
+    assert card.count(HIDDEN) == 3
+
+
+def test_of_a_run_that_is_where_one_stands_the_card_knows_the_name(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images)
+    write(Path(), tmp_path / "out", "safetensors")
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# chain 0..2 of run\n")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ ROOT = Path(mach.__file__).parent
 
 LINES = [
     "errors outofmemory shapes metrics config configerrors configfile topology schedule policy "
-    "balance forecast results introduce provenance runfolder say storeaddress sweepfolder "
-    "sweeptable",
+    "balance forecast results introduce provenance runfolder say secrets storeaddress "
+    "sweepfolder sweeptable",
     "randomness rank roster",
     "component",
     "models",
@@ -146,6 +146,7 @@ ENVIRONMENT = {
     "report.reporter": "wandb's own variables: is the user logged in?",
     "data.cache": "XDG_CACHE_HOME: where users keep what can be made again",
     "page.write": "keys and tokens, to keep them off the page",
+    "export.card": "keys and tokens, to keep them off the model card",
     # These write it, for the processes they start or the library they are about to import.
     "launcher.agent": "MACH_COMPONENT, TORCHELASTIC_..",
     "launcher.nursery": "MACH_RUN_DIR, numbers of threads, PYTORCH_NVML_.., CUDA_VISIBLE_DEVICES",

@@ -20,11 +20,11 @@ from mach.page.grid import layout_of
 from mach.page.learning import frontier
 from mach.page.main import report
 from mach.page.picture import draw
-from mach.page.secrets import HIDDEN, secrets_of, value_of, without
 from mach.page.time import _waits, _window
 from mach.records import Notes, Slices, read_log
 from mach.records.sweep import read_sweep
 from mach.report.trace import Trace
+from mach.secrets import HIDDEN, secrets_of, value_of, without
 from mach.sweeptable import Row
 from runs import SMALL
 from spawn import MACH, TRAIN, run
@@ -369,6 +369,13 @@ def test_a_path_without_a_run_beside_others_is_left_out_and_counted(sweep, tmp_p
     (tmp_path / "empty").mkdir()
     file = report([sweep / "0", sweep / "1", tmp_path / "empty"], tmp_path / "page")
     assert "no run in it" in problems(file)
+
+
+def test_a_run_that_is_named_twice_counts_once(sweep, tmp_path):
+    notes = Notes()
+    paths = [sweep / "0", sweep / "1", sweep / "1" / ".." / "0"]
+    assert len(read_sweep(paths, notes).jobs) == 2
+    assert [str(note) for note in notes if "named twice" in str(note)]
 
 
 def test_two_results_for_one_job_are_reported_and_one_is_taken(sweep, tmp_path):

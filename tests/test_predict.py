@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from kept import CLASSES
 from mach import cli
+from mach.asking.inputs import samples_in
 from mach.asking.samples import batch_of
 from mach.config import ExportConfig
 from mach.errors import InputError
@@ -337,6 +338,20 @@ def test_text_that_is_none_is_refused(asked_text, tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     assert cli.answer("predict", [str(asked_text), f"input={tmp_path}"]) == 2
     assert "expected a text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_stream_that_is_no_text_is_refused(asked_text, capsys, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(b"to be\ncaf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert cli.answer("predict", [str(asked_text), "input=-"]) == 2
+    assert "standard input: expected lines of text; it cannot be" in capsys.readouterr().err
+
+
+def test_a_text_is_no_sample_of_a_model_whose_tokenizer_nobody_knows(tmp_path):
+    (tmp_path / "a.txt").write_text("to be")
+    signature = Signature((2,), 256, "bits_per_token", True, True, True, None, 0, 255)
+    with pytest.raises(InputError, match=r"a.txt: expected .npy; got .txt"):
+        list(samples_in(str(tmp_path), None, signature))
 
 
 @pytest.mark.parametrize("values", [[[1, 300]], [[1, -1]], [[0.5, 1]]])

@@ -24,6 +24,7 @@ import torch
 from kept import SHAPE
 from mach import cli
 from mach.config import ServeConfig
+from mach.errors import ConfigError
 from mach.serve import app
 from mach.serve import server as server_module
 from mach.serve.server import threads_of
@@ -56,6 +57,12 @@ def test_the_service_is_as_its_openapi_description_says(server, tmp_path):
     done = run(command, tmp_path, deadline_s=280)
     assert done.code == 0, str(done)
     assert httpx.get(f"{server.url}healthz", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["max_body_mb", "max_bodies_mb", "drain_s", "read_timeout_s"])
+def test_a_limit_without_end_is_refused(key):
+    with pytest.raises(ConfigError, match=f"{key}: expected 0.* to .*; got inf"):
+        ServeConfig("run", **{key: float("inf")})
 
 
 def test_no_part_of_an_answer_waits_for_the_client(server):

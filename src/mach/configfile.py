@@ -33,6 +33,7 @@ from mach.config import (
 )
 from mach.configerrors import refusal
 from mach.errors import ConfigError
+from mach.secrets import covered
 
 
 @dataclass
@@ -194,6 +195,11 @@ def unknown_keys(values: Mapping[str, Any]) -> list[str]:
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML; `load` reads it back to an equal `Config`."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def shown_yaml(config: Config) -> str:
+    """The same for others to read: every secret in it is covered."""
+    return OmegaConf.to_yaml(OmegaConf.create(covered("", asdict(config))))
 
 
 def fingerprint(config: Config) -> str:

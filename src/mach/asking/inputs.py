@@ -35,7 +35,7 @@ def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[N
     """
     path = Path(source).expanduser()
     if source == "-":
-        return _of_lines(sys.stdin, "standard input", signature, json_texts=False)
+        return _of_stdin(signature)
     if path.is_dir():
         return _of_folder(path, signature)
     if not path.exists():
@@ -106,6 +106,12 @@ def _of_file(path: Path, signature: Signature) -> Iterator[Named]:
         yield from _of_lines(file, str(path), signature, json_texts=path.suffix in _JSON)
 
 
+def _of_stdin(signature: Signature) -> Iterator[Named]:
+    who = "standard input"
+    with reading(who, "lines of text", _THEN):
+        yield from _of_lines(sys.stdin, who, signature, json_texts=False)
+
+
 def _of_lines(
     stream: IO[str] | Iterable[str], who: str, signature: Signature, *, json_texts: bool
 ) -> Iterator[Named]:
@@ -149,14 +155,15 @@ def _of_folder(folder: Path, signature: Signature) -> Iterator[Named]:
 
 
 def _of_sample(path: Path, signature: Signature) -> Any:
-    if signature.text and path.suffix == ".txt":
+    spoken = signature.text and signature.tokenizer is not None
+    if spoken and path.suffix == ".txt":
         with reading(path, "a text in UTF-8", _THEN):
             return path.read_bytes().decode()
     if path.suffix == ".npy":
         return _array(path, None)
     if path.suffix.lower() in _IMAGES and not signature.text:
         return _image(path, signature)
-    wanted = ".txt or .npy" if signature.text else "images or .npy"
+    wanted = ".txt or .npy" if spoken else ".npy" if signature.text else "images or .npy"
     raise InputError(f"{path}: expected {wanted}; got {path.suffix or 'no suffix'}")
 
 

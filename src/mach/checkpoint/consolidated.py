@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def find(run_dir: Path, name: Name) -> Consolidated:
 def run_of(path: Path) -> tuple[Path, str] | None:
     """The run folder and the window's name that a path means: of an entry's folder, or of a file in
     it; None: it is no entry."""
-    folder = (path.parent if path.is_file() else path).absolute()
+    # Links stay links, as the run may be where they are.
+    folder = Path(os.path.normpath((path.parent if path.is_file() else path).absolute()))
     if not (folder / MANIFEST).is_file():
         return None
     return folder.parents[1], f"{CONSOLIDATED}/{folder.name}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mach.config.checks import at_least, one_of, within
+from mach.config.checks import LONGEST_S, at_least, one_of, within
 from mach.config.window import name_of
 from mach.errors import ConfigError
 
 FORMATS = ("safetensors", "torch", "onnx")
+_MOST_MB = 1e9
+"""More than any machine has."""
 
 
 @dataclass
@@ -27,7 +29,8 @@ class ExportConfig:
     """Folder to write. None: RUN/exports/<window>-<format>."""
     quantize: str | None = None
     """int8: the weights of matrix products in int8, their inputs rounded as they come (dynamic
-    quantization by onnxruntime; format=onnx). None: float32."""
+    quantization by onnxruntime; format=onnx); samples are computed one by one then. None:
+    float32."""
     samples: int = 1000
     """Test samples on which the exported model is compared with the run's own."""
     tolerance: float = 1e-4
@@ -219,7 +222,9 @@ class ServeConfig:
             at_least(key, getattr(self, key), 1)
         if self.threads is not None:
             at_least("threads", self.threads, 1)
-        at_least("wait_ms", self.wait_ms, 0)
-        for key in ("max_body_mb", "max_bodies_mb", "read_timeout_s", "answer_timeout_s"):
-            at_least(key, getattr(self, key), 0.001)
-        at_least("drain_s", self.drain_s, 0)
+        for key in ("max_body_mb", "max_bodies_mb"):
+            within(key, getattr(self, key), 0.001, _MOST_MB)
+        for key in ("read_timeout_s", "answer_timeout_s"):
+            within(key, getattr(self, key), 0.001, LONGEST_S)
+        within("drain_s", self.drain_s, 0, LONGEST_S)
+        within("wait_ms", self.wait_ms, 0, 1e3 * LONGEST_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 
 from mach.config import Config, ExportConfig
-from mach.configfile import to_yaml
+from mach.configfile import shown_yaml
+from mach.secrets import secrets_of, without
 from mach.signature import Signature
 
 _FILES = {
@@ -19,6 +21,9 @@ _FILES = {
 }
 
 _INT8 = "; weights of matrix products in int8"
+_ONE_BY_ONE = """
+Give it one sample at a time: samples that are computed together share the scale in which their
+numbers are rounded, so that one of odd size changes the answers of the others."""
 
 _USE = {
     "safetensors": """\
@@ -77,7 +82,7 @@ def card(
         "",
         "## Use",
         "",
-        _USE[asked.format],
+        _USE[asked.format] + (_ONE_BY_ONE if asked.quantize else ""),
         "",
         f"It takes {takes(signature)}, any number at once, and returns {gives(signature)}.",
         "",
@@ -110,7 +115,7 @@ def card(
         *_training(result),
         *_consolidation(consolidated),
         "```yaml",
-        to_yaml(config).rstrip(),
+        shown_yaml(config).rstrip(),
         "```",
         "",
         "## Licence",
@@ -120,7 +125,7 @@ def card(
         "licence.",
         "",
     ]
-    return "\n".join(lines)
+    return without("\n".join(lines), secrets_of(os.environ))
 
 
 def takes(signature: Signature) -> str:

@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
             "signature": signature.to_json(),
         }
         _write(folder, config, run, model, description, signature)
-        exported = _read(folder, config.format)
+        exported = _read(folder, config)
         found = agreement(run, window, exported, config.samples)
         _refuse_disagreement(config, found)
         description["check"] = found.to_json()
@@ -84,7 +84,7 @@ def export(config: ExportConfig) -> Path:
         description |= {**vars(cost), "bytes": file.stat().st_size}
         description["files"] = {file.name: digest_of(file)}
         text = card(
-            f"{name.title} of {run.run_dir.name}",
+            f"{name.title} of {run.run_dir.resolve().name}",
             run.config,
             config,
             signature,
@@ -147,11 +147,12 @@ def _described(run: Run, first: int, last: int) -> tuple[dict[str, Any], set[typ
     return describe(model, made), {type(part) for part in model.modules()}
 
 
-def _read(folder: Path, kind: str) -> nn.Module:
+def _read(folder: Path, config: ExportConfig) -> nn.Module:
+    kind = config.format
     if kind == "torch":
         return formats.read_program(folder / FILES[kind])
     if kind == "onnx":
-        return formats.OnnxModel(folder / FILES[kind])
+        return formats.OnnxModel(folder / FILES[kind], int8=config.quantize == "int8")
     try:  # as somebody without mach does it
         model: nn.Module = runpy.run_path(str(folder / SOURCE))["load"]()
     except ValueError as error:

@@ -58,7 +58,7 @@ class Exported:
             raise CheckpointError(f"{file}: expected by {DESCRIPTION} beside it; no such file.")
         if kind == "onnx":
             self._verify(file)
-            return OnnxModel(file)
+            return OnnxModel(file, int8=self.description.get("quantize") == "int8")
         try:
             model = load_folder(self.path, LAYERS)
         except ValueError as error:

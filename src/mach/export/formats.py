@@ -102,10 +102,11 @@ def write_onnx(path: Path, model: nn.Module, signature: Signature, *, int8: bool
 class OnnxModel(nn.Module):
     """An ONNX file run by onnxruntime, called as the module it was made of. On the CPU."""
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, int8: bool) -> None:
         """
         Args:
-            threads: that compute; None: as many as torch uses.
+            int8: whether it was quantized. Then samples are computed one by one: those that are
+                computed together share a scale, so that their answers depend on each other.
 
         Raises:
             ExportError: it cannot be read or run: damaged, or onnxruntime lacks an operator.
@@ -116,7 +117,7 @@ class OnnxModel(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
@@ -129,10 +130,15 @@ class OnnxModel(nn.Module):
 
         taken = self._session.get_inputs()[0].type
         self._dtype = torch.int64 if taken == "tensor(int64)" else torch.float32
+        self._one_by_one = int8
 
     def forward(self, x: Tensor) -> Tensor:
         """From samples [B, ..] of any number type to logits [N, C]."""
-        (logits_NC,) = self._session.run(None, {"x": x.detach().to(self._dtype).numpy()})
+        parts = x.detach().to(self._dtype).split(1 if self._one_by_one else max(1, len(x)))
+        return torch.cat([self._run(part) for part in parts])
+
+    def _run(self, x: Tensor) -> Tensor:
+        (logits_NC,) = self._session.run(None, {"x": x.numpy()})
         return torch.from_numpy(logits_NC)
 
 

@@ -14,10 +14,10 @@ from mach.page import learning, time
 from mach.page.learning import Point
 from mach.page.parts import Cell, Page, Section, Table, Tile, cells
 from mach.page.picture import Picture
-from mach.page.secrets import value_of
 from mach.records import Log, RunRecord, read_traces
 from mach.records.scores import Measure, measure_of
 from mach.report.numbers import short
+from mach.secrets import value_of
 
 _MOST_EVENTS = 200
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from mach.page.grid import REPLICATE, curves, heat_map, layout_of, lines
 from mach.page.parts import Cell, Page, Section, Table, Tile, cells
-from mach.page.secrets import value_of
 from mach.records import Log
 from mach.records.scores import Measure
 from mach.records.sweep import Job, Sweep
+from mach.secrets import value_of
 
 LINES = 400
 """Of a log that are taken: a curve of a sweep shows no more."""

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from mach.errors import RunFolderError
 from mach.page.parts import Page
 from mach.page.picture import themed, variables
-from mach.page.secrets import secrets_of, without
 from mach.runfolder import write_atomically
+from mach.secrets import secrets_of, without
 
 FILE = "report.html"
 

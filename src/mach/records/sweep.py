@@ -77,10 +77,12 @@ def read_sweep(paths: Sequence[Path], notes: Notes | None = None) -> Sweep:
     refused: list[RunFolderError] = []
     for path in paths:
         try:
-            jobs += _without_doubles(_jobs(path, notes), path, notes)
+            new = _without_doubles(_jobs(path, notes), path, notes)
         except RunFolderError as error:
             refused.append(error)
             notes.add(path, "no run in it; left out")
+        else:
+            jobs += _not_among(jobs, new, path, notes)
     if not jobs:
         raise refused[0]
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(jobs)} runs"
@@ -192,6 +194,18 @@ def _without_doubles(jobs: list[Job], path: Path, notes: Notes) -> list[Job]:
         if what not in kept or job.score is not None or kept[what].score is None:
             kept[what] = job
     return sorted(kept.values(), key=lambda job: natural(Path(job.name)))
+
+
+def _not_among(known: list[Job], jobs: list[Job], path: Path, notes: Notes) -> list[Job]:
+    """Those whose run no path before has named: twice it would count as two seeds."""
+    folders = {job.run.folder.resolve() for job in known if job.run is not None}
+    new = []
+    for job in jobs:
+        if job.run is not None and job.run.folder.resolve() in folders:
+            notes.add(path, f"job {job.name} is named twice; counted once")
+        else:
+            new.append(job)
+    return new
 
 
 def _identity(job: Job) -> Hashable:

@@ -15,6 +15,7 @@ from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.lineage import artifact_of, group_of
 from mach.report.wandb_sink import WandbSink
+from mach.secrets import covered
 
 
 def publish(folder: Path, asked: ExportConfig) -> None:
@@ -44,7 +45,7 @@ def publish(folder: Path, asked: ExportConfig) -> None:
         report.project,
         group_of(config, run.run_dir),
         f"export-{folder.name}",
-        asdict(config) | {"model_json": description},
+        covered("", asdict(config)) | {"model_json": description},
         run.run_dir,
         resume=True,
         tags=report.tags,

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from mach.config import Config
-from mach.configfile import to_yaml
+from mach.configfile import shown_yaml
 from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.companion import Companion
 from mach.report.jsonl import JsonLines
 from mach.report.lineage import artifact_of, group_of
+from mach.secrets import covered
 
 
 class Sink(Protocol):
@@ -96,7 +97,7 @@ def build(
             "project": report.project,
             "group": group_of(config, run_dir),
             "member": component,
-            "config": asdict(config) | {"component": component, "cut": _cut(config)},
+            "config": covered("", asdict(config)) | {"component": component, "cut": _cut(config)},
             "run_dir": str(run_dir),
             "resume": resume_step > 0,
             "tags": report.tags,
@@ -109,7 +110,7 @@ def build(
         slow["tensorboard"] = {
             "folder": str(run_dir / "tensorboard"),
             "component": component,
-            "config": to_yaml(config),
+            "config": shown_yaml(config),
         }
     if slow:
         sinks.append(Companion(log, slow, report.finish_timeout_s))

@@ -101,7 +101,8 @@ def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
     app = FastAPIOffline(
         title=predictor.title,
         version=version("mach"),
-        description=f"A model trained by mach: {predictor.title} of {predictor.source.name}.",
+        description=f"A model trained by mach: {predictor.title} of "
+        f"{predictor.source.resolve().name}.",
         lifespan=lifespan,
         redoc_url=None,
     )

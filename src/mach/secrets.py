@@ -1,4 +1,4 @@
-"""What must never stand on a page that is handed around?
+"""What must never stand in what is handed around?
 
 Values of the environment that are keys to something, values under names that say so, and what
 stands before the @ of an address.
@@ -39,14 +39,27 @@ def without(text: str, secrets: list[str]) -> str:
     return _IN_ADDRESS.sub(rf"\1{HIDDEN}@", text)
 
 
-def value_of(key: str, value: Any) -> str:
-    """How a value of a config is shown under its dotted key."""
+def covered(key: str, value: Any) -> Any:
+    """A value of a config under its dotted key, with every secret in it covered."""
     if value is not None and _NAME.search(key):
         return HIDDEN
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {value_of(str(k), v)}" for k, v in value.items()) + "}"
+        return {name: covered(str(name), item) for name, item in value.items()}
     if isinstance(value, list):
-        return "[" + ", ".join(value_of("", item) for item in value) + "]"
+        return [covered("", item) for item in value]
+    return without(value, []) if isinstance(value, str) else value
+
+
+def value_of(key: str, value: Any) -> str:
+    """How a value of a config is shown under its dotted key."""
+    return _shown(covered(key, value))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_shown(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_shown, value)) + "]"
     if value is None or isinstance(value, bool):
         return str(value).lower() if value is not None else "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
