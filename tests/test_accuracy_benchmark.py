@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "accuracy"
 sys.path.append(str(FOLDER))
 grid = importlib.import_module("grid")
 kept = importlib.import_module("rows")
+origins = importlib.import_module("origins")
 stored = importlib.import_module("stored")
 tables = importlib.import_module("tables")
 training = importlib.import_module("training")
@@ -367,27 +368,63 @@ def test_the_best_other_is_found_seed_by_seed_and_may_diverge():
     assert line[1:] == ("+5.00", "> 0", "yes")
 
 
+def tried(method, *changes):
+    """A row of what was tried of a method."""
+    return row(method, 8, kind=grid.TUNING, changes=[*changes, grid.NO_STUDENTS])
+
+
 def test_a_rival_that_was_not_tuned_is_told():
     tuned, best = {"changes": ["optim.lr=1", grid.NO_STUDENTS]}, "ahead of the best other, `ddg`"
     mach, ddg = row("mach", 8, value=0.9), row("ddg", 8, value=0.8)
-    ((what, *_, met),) = goals({**mach, **tuned}, ddg)
+    known, both = [tried("mach", "optim.lr=1")], [tried(m, "optim.lr=1") for m in ("mach", "ddg")]
+    ((what, *_, met),) = goals({**mach, **tuned}, ddg, *known)
     assert f": `mach` (tuned) {best} (as in `conf/`), " in what
     assert met == "yes, rival not tuned"
-    ((what, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned})
+    ((what, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned}, *both)
     assert f": `mach` (tuned) {best} (tuned), " in what
     assert met == "yes"
-    ((what, *_, met),) = goals(mach, {**ddg, **tuned})
+    ((what, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned}, *known)
+    assert f": `mach` (tuned) {best} (values of `mach`), " in what
+    assert met == "yes, rival not tuned"
+    ((what, *_, met),) = goals(mach, {**ddg, **tuned}, tried("ddg", "optim.lr=1"))
     assert f": `mach` (as in `conf/`) {best} (tuned), " in what
     assert met == "yes"
-    ((*_, met),) = goals({**mach, **tuned}, row("ddg", 8, value=0.95))
+    ((*_, met),) = goals({**mach, **tuned}, row("ddg", 8, value=0.95), *known)
     assert met == "**no**"
     better = row("ddg", 8, value=0.85)
-    ((what, number, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned}, better)
+    ((what, number, *_, met),) = goals({**mach, **tuned}, {**ddg, **tuned}, better, *both)
     assert f"{best} (as in `conf/`), " in what, "the better one, though it was tuned"
     assert (number, met) == ("+5.00", "yes")
     told = "Tuned on the validation split: `mach`. Not tuned, as in `conf/`: `backprop`, `ddg`."
-    assert told in tables.markdown([{**mach, **tuned}, ddg, row("backprop")])
+    assert told in tables.markdown([{**mach, **tuned}, ddg, row("backprop"), *known])
     assert ". Not tuned, as in `conf/`: `mach`.\n" in tables.markdown([mach])
+
+
+def test_a_choice_that_is_what_the_experiment_has_is_told_from_a_second_run_with_that():
+    begin = list(tuning.first_of(tuning.GRIDS["mnist1d"]))
+    first, other = row("ddg", changes=begin), row("ddg", changes=["optim.muon_lr=1", *begin[1:]])
+    known = [tried("ddg", *r["changes"]) for r in (first, other)]
+    assert origins.Origins([first, *known]).of(first) == "tuned", "its own choice"
+    both = origins.Origins([first, other, *known])
+    assert (both.of(first), both.of(other)) == ("as in `conf/`", "tuned")
+    assert both.of(row("fdg", changes=other["changes"])) == "values of `ddg`"
+    assert both.of({**other, "task": "gpt"}) == "values of another method"
+
+
+def test_of_networks_that_are_about_of_a_size_the_nearest_is_taken():
+    near, nearer = alone(0, 0.4), alone(0, 0.5)
+    near["exits"][0]["params"], nearer["exits"][0]["params"] = 990, 1010
+    assert kept.like([near, nearer], "params", 1005) == [nearer]
+    assert kept.like([near, nearer], "params", 1200) == []
+
+
+def test_runs_without_students_are_compared_with_what_is_trained_with_them():
+    """Those at other delays once stood beside the chain itself."""
+    students, without = row("mach", 4, value=0.9), row("mach", 8, value=0.8, trained_params=20)
+    without["changes"], without["windows"] = [grid.NO_STUDENTS], []
+    text = tables.markdown([students, without, alone(0, 0.85), row("backprop", value=0.7)])
+    assert "| delay 4 | 40 | 90.00 | 85.00 | +5.00 [1] |" in text
+    assert "| delay 8 | 40 | 80.00 | 85.00 | -5.00 [1] |" in text
 
 
 def goals(*rows):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from grid import ALONE, LONGER, METHOD, TASKS
+from origins import CONF, Origins
 from rows import (
     DASH,
     Paired,
     at,
     by_seed,
     difference,
-    is_tuned,
     like,
     metric_of,
     of,
@@ -36,18 +36,19 @@ _ANY_STALENESS = ("mach", "backprop", "dgl")
 """`mach` itself, and what is not late."""
 
 
-def goals(rows: Sequence[Row], name: str) -> list[Line]:
+def goals(rows: Sequence[Row], name: str, origins: Origins) -> list[Line]:
     """A line for each goal of a task, as far as it has been measured.
 
     Args:
         rows: of the task, whole runs.
         name: the task's.
+        origins: of the values that they have.
     """
     whole = of(rows, kind=METHOD, components=TASKS[name].components)
     usual = settled(whole)
     return [
         *_not_behind(rows, usual, name),
-        *_rivals(usual, whole, name),
+        *_rivals(usual, whole, name, origins),
         *_small(rows, usual, name),
     ]
 
@@ -69,7 +70,9 @@ def _not_behind(rows: Sequence[Row], usual: Sequence[Row], name: str) -> Iterato
         yield from line(mine, most, f"delay {delay}: {unit(metric)} that `mach` loses")
 
 
-def _rivals(usual: Sequence[Row], whole: Sequence[Row], name: str) -> Iterator[Line]:
+def _rivals(
+    usual: Sequence[Row], whole: Sequence[Row], name: str, origins: Origins
+) -> Iterator[Line]:
     """`mach` against every other method whose gradients are late, with all that was chosen for it.
 
     Who was tuned is told: from rivals with the values of `conf/` a tuned `mach` wins too easily.
@@ -88,16 +91,12 @@ def _rivals(usual: Sequence[Row], whole: Sequence[Row], name: str) -> Iterator[L
         found = {o: paired(by_seed(mine), by_seed(theirs[o]), metric) for o in theirs}
         if mine and theirs:
             rival = max(found, key=lambda other: _nearness(found[other]))
-            best = f"`{rival[0]}` {_from(theirs[rival])}"
-            how = f"`mach` {_from(mine)} ahead of the best other, {best}, {unit(metric)}"
-            unfair = is_tuned(mine) and not is_tuned(of(late, method=rival[0]))
+            of_whom = [f"({origins.of_all(rows)})" for rows in (mine, theirs[rival])]
+            best = f"`{rival[0]}` {of_whom[1]}"
+            how = f"`mach` {of_whom[0]} ahead of the best other, {best}, {unit(metric)}"
+            unfair = origins.of(mine[0]) != CONF and not origins.was_tuned(theirs[rival][0])
             but = ", rival not tuned" * unfair
             yield _line(f"{name}, delay {delay}: {how}", found[rival], metric, but=but)
-
-
-def _from(rows: Sequence[Row]) -> str:
-    """Where the values come from that some runs have."""
-    return "(tuned)" if is_tuned(rows) else "(as in `conf/`)"
 
 
 def _nearness(found: Paired) -> float:

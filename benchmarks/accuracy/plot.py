@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from grid import ALONE, METHOD, TASKS, Changes
+from origins import CONF, TUNED, Origins
 from rows import at, better_is_more, chains, of, order, places, settled, tops
 from stored import Row
 
@@ -23,12 +24,12 @@ _SIZE, _DPI = (10, 5), 110
 _APART = 1 / 400
 """How far apart methods stand that were late by as much, of the longest delay."""
 _COLOURS = [plt.get_cmap("tab20")(number) for number in (*range(0, 20, 2), *range(1, 20, 2))]
-_LINES = ("-", "--", "-.")
 _LABEL_WIDTH = 30
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
     """Figures of each task, of whole runs and of those cut to some steps."""
+    origins = Origins(rows)
     ended = chains(row for row in rows if row["exits"] and row["kind"] in (METHOD, ALONE))
     for name, cut in sorted({(row["task"], row["cut_to"] or 0) for row in ended}):
         task, mine = TASKS[name], of(ended, task=name, cut_to=cut or None)
@@ -37,7 +38,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         title = f"{task.about}, {cut} steps" if cut else task.about
         if len({row["delay"] for row in usual}) > 1:
             with _figure(folder / f"{stem}-delay.png", title) as axes:
-                _by_delay(axes, usual)
+                _by_delay(axes, usual, origins)
         if of(usual, method="mach"):
             with _figure(folder / f"{stem}-flops.png", title) as axes:
                 _by_flops(axes, settled(usual), settled(of(mine, kind=ALONE)))
@@ -63,21 +64,27 @@ def _label(metric: str) -> str:
     return "accuracy of the top exit, %" if better_is_more(metric) else "bits per byte, top exit"
 
 
-def _by_delay(axes: Axes, rows: Sequence[Row]) -> None:
+def _by_delay(axes: Axes, rows: Sequence[Row], origins: Origins) -> None:
     """A line for each method: the mean, and a bar from the least to the most of the seeds. A method
-    has a colour, broken with an earlier choice, dotted and hollow with the values of `conf/`."""
+    has a colour, broken with an earlier choice, dotted and hollow with the values of `conf/`, dots
+    and dashes with those of another method."""
     metric, delays = rows[0]["metric"], sorted({row["delay"] for row in rows})
     known = places(rows)
     methods = order({method for method, _, _ in known})
     for index, place in enumerate(known):
         method, _, changes = place
         mine = at(rows, place)
-        choices = [other for name, _, other in known if name == method]
+        origin = origins.of(mine[0])
+        choices = [
+            other
+            for name, _, other in known
+            if name == method and origins.of(at(rows, (name, place[1], other))[0]) == TUNED
+        ]
         colour = _COLOURS[methods.index(method) % len(_COLOURS)]
         style: dict[str, Any] = {
-            "label": fill(_told(method, changes, choices), _LABEL_WIDTH),
+            "label": fill(_told(method, origin, changes, choices), _LABEL_WIDTH),
             "color": colour,
-            "linestyle": _LINES[choices[::-1].index(changes) % len(_LINES)] if changes else ":",
+            "linestyle": _line(origin, choices[::-1].index(changes) if origin == TUNED else 0),
         }
         found = sorted({row["delay"] for row in mine})
         values = [_percent(tops(of(mine, delay=d)), metric) for d in found]
@@ -88,7 +95,7 @@ def _by_delay(axes: Axes, rows: Sequence[Row]) -> None:
         low = [m - min(v) for m, v in zip(means, values, strict=True)]
         high = [max(v) - m for m, v in zip(means, values, strict=True)]
         there = [delay + _APART * delays[-1] * (index - len(known) / 2) for delay in found]
-        filled = colour if changes else "none"
+        filled = "none" if origin == CONF else colour
         axes.errorbar(
             there, means, (low, high), marker="o", markerfacecolor=filled, capsize=2, **style
         )
@@ -114,12 +121,22 @@ def _spread_the_best(axes: Axes, metric: str) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def _told(method: str, changes: Changes, choices: Sequence[Changes]) -> str:
-    """A method, whether something was chosen for it, and what no other of its choices has."""
-    if not changes:
-        return method
-    tuned = [set(choice) for choice in choices if choice]
-    own = [change for change in changes if not all(change in choice for choice in tuned)]
+def _line(origin: str, earlier: int) -> str:
+    """How the line of a method is drawn.
+
+    Args:
+        earlier: how many choices came later.
+    """
+    if origin == TUNED:
+        return "--" if earlier else "-"
+    return ":" if origin == CONF else "-."
+
+
+def _told(method: str, origin: str, changes: Changes, choices: Sequence[Changes]) -> str:
+    """A method, where its values come from, and what no other of its choices has."""
+    if origin != TUNED:
+        return f"{method} ({origin.replace('`', '')})" if changes else method
+    own = [change for change in changes if not all(change in choice for choice in choices)]
     return " ".join([method, "(tuned)", *own])
 
 

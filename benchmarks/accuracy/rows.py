@@ -14,7 +14,7 @@ DASH = "–"
 Values = dict[int, float | None]
 """By seed; None: it has diverged."""
 _NEAR = 0.03
-"""Networks whose size differs by no more than this are of one size."""
+"""A network whose size differs by more than this is none of that size."""
 
 
 # --- choosing -------------------------------------------------------------------------------
@@ -42,11 +42,6 @@ def choice(row: Row) -> Changes:
     its size."""
     given = chain_changes(row)
     return tuple(c for c in given if row["kind"] != ALONE or not c.startswith("model.width="))
-
-
-def is_tuned(rows: Iterable[Row]) -> bool:
-    """Whether something was chosen for them, in contrast to the values of `conf/`."""
-    return any(choice(row) for row in rows)
 
 
 def chains(rows: Iterable[Row]) -> list[Row]:
@@ -115,13 +110,14 @@ def reference(rows: Iterable[Row], components: int) -> list[Row]:
 
 
 def like(rows: Sequence[Row], what: str, size: int) -> list[Row]:
-    """Runs with one choice whose whole network is of a size.
+    """Runs with one choice whose whole network is of a size: the nearest there is.
 
     Args:
         what: params or flops.
     """
-    ended = [row for row in rows if row["exits"]]
-    return one_choice([r for r in ended if abs(r["exits"][-1][what] / size - 1) <= _NEAR])
+    apart = [(abs(row["exits"][-1][what] / size - 1), row) for row in rows if row["exits"]]
+    least = min((distance for distance, _ in apart), default=0.0)
+    return one_choice([row for distance, row in apart if distance == least <= _NEAR])
 
 
 # --- comparing -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from statistics import mean
 
 from goals import AIMS, goals
 from grid import ALONE, METHOD, TASKS, TUNING, order
+from origins import CONF, TUNED, Origins
 from rows import (
     DASH,
     Values,
@@ -17,7 +18,6 @@ from rows import (
     by_seed,
     chains,
     difference,
-    is_tuned,
     like,
     of,
     paired,
@@ -69,8 +69,10 @@ def told(row: Row) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Every table that there are rows for."""
+    origins = Origins(rows)
     rows = chains(row for row in rows if row["kind"] != TUNING)
-    aims = [line for name in AIMS for line in goals(of(rows, task=name, cut_to=None), name)]
+    whole = of(rows, cut_to=None)
+    aims = [line for name in AIMS for line in goals(of(whole, task=name), name, origins)]
     blocks = ["## Result"]
     if aims:
         blocks += [table(["whole runs", "measured", "aim", "met"], aims)]
@@ -79,11 +81,11 @@ def markdown(rows: Sequence[Row]) -> str:
         for cut in sorted({row["cut_to"] for row in mine}, key=lambda steps: steps or 0):
             part = of(mine, cut_to=cut)
             blocks += [f"### {task.about}" + f", {cut} steps" * (cut is not None)]
-            blocks += _task(part)
+            blocks += _task(part, origins)
     return "\n\n".join([*blocks, "## Environment", _environment(rows)])
 
 
-def _task(rows: Sequence[Row]) -> list[str]:
+def _task(rows: Sequence[Row], origins: Origins) -> list[str]:
     ended = [row for row in rows if row["exits"]]
     if not ended:
         return ["Nothing has been run."]
@@ -92,7 +94,7 @@ def _task(rows: Sequence[Row]) -> list[str]:
     samples = max(row["samples"] for row in methods or rows)
     blocks = [
         f"Equal samples ({samples:,}): {what}, mean (least .. most) of the seeds. "
-        + _tuned(methods),
+        + _origins(methods, origins),
         _by_delay(methods, lambda group, _: (spread(tops(group), _show(metric)), _seeds(group))),
     ]
     if tops(of(methods, method="backprop")):
@@ -111,7 +113,7 @@ def _task(rows: Sequence[Row]) -> list[str]:
     blocks += [_parts(methods, metric)]
     alone = of(rows, kind=ALONE)
     if alone:
-        blocks += [*_equal(methods, alone, metric)]
+        blocks += _equal_cost(methods, alone, metric) + _equal_parameters(methods, alone, metric)
     return blocks
 
 
@@ -123,12 +125,15 @@ def _interval(rows: Sequence[Row]) -> int:
     return int(max((row["curve"][0][0] for row in rows if row["curve"]), default=0))
 
 
-def _tuned(rows: Sequence[Row]) -> str:
-    """Which methods were tuned, and which were not."""
-    said = {"Tuned on the validation split": True, "Not tuned, as in `conf/`": False}
-    found = {what: {r["method"] for r in rows if is_tuned([r]) == so} for what, so in said.items()}
-    lists = {what: ", ".join(f"`{m}`" for m in order(names)) for what, names in found.items()}
-    return " ".join(f"{what}: {methods}." for what, methods in lists.items() if methods)
+def _origins(rows: Sequence[Row], origins: Origins) -> str:
+    """Which methods were tuned, and which have the values of `conf/` or of another method."""
+    found: dict[str, set[str]] = {TUNED: set(), CONF: set()}
+    for row in rows:
+        found.setdefault(origins.of(row), set()).add(row["method"])
+    words = {TUNED: "Tuned on the validation split", CONF: "Not tuned, as in `conf/`"}
+    lists = {words.get(origin, f"With the {origin}"): names for origin, names in found.items()}
+    said = {what: ", ".join(f"`{m}`" for m in order(names)) for what, names in lists.items()}
+    return " ".join(f"{what}: {methods}." for what, methods in said.items() if methods)
 
 
 def _seeds(rows: Iterable[Row]) -> str:
@@ -212,18 +217,17 @@ def _mean_of(rows: Sequence[Row], part: str, metric: str, **wanted: int) -> str:
     return shown(mean(values), metric) if values else DASH
 
 
-def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
-    """Equal inference cost, and equal parameters."""
+def _equal_cost(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
+    """Exits and windows of `mach`, each beside a network of its FLOPs."""
     known = [*alone, *of(rows, method="backprop")]
-    by_mach = settled(of(rows, method="mach", components=_usual(rows)))
-    delays = sorted({row["delay"] for row in by_mach if row["exits"]})
-    lines = []
-    for delay in delays:
+    top, lines = _usual(rows) - 1, []
+    by_mach = settled(of(rows, method="mach", components=top + 1))
+    for delay in sorted({row["delay"] for row in by_mach if row["exits"]}):
         group = of(by_mach, delay=delay)
         whole = max(group, key=lambda row: (len(row["windows"]), len(row["exits"])))
         for part in ("exits", "windows"):
             for entry in whole[part]:
-                if part == "windows" and entry["last"] != _usual(rows) - 1:
+                if part == "windows" and entry["last"] != top:
                     continue
                 key = {k: entry[k] for k in ("exit", "first", "last") if k in entry}
                 name = f"exit {entry['exit']}" if "exit" in key else "window {first}..{last}"
@@ -232,15 +236,24 @@ def _equal(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
                 about = [f"delay {delay}: {name.format(**entry)}", f"{entry['flops']:,}"]
                 lines.append([*about, *_beside(own, same, metric)])
     head = ["equal inference cost: `mach`", "FLOPs / sample", "of the run", "alone"]
-    blocks = [table([*head, "ahead by [seeds]"], lines)] if lines else []
-    lines = []
-    for delay in delays:
-        group = of(by_mach, delay=delay)
-        params = max(row["trained_params"] for row in group)
-        own, same = by_seed(group), by_seed(like(known, "params", params))
-        lines.append([f"delay {delay}", f"{params:,}", *_beside(own, same, metric)])
+    return [table([*head, "ahead by [seeds]"], lines)] if lines else []
+
+
+def _equal_parameters(rows: Sequence[Row], alone: Sequence[Row], metric: str) -> list[str]:
+    """The top exit of `mach` beside a network of as many parameters as `mach` trains together."""
+    by_mach = settled(of(rows, method="mach", components=_usual(rows)))
+    delays = sorted({row["delay"] for row in by_mach if row["exits"]})
+    if not delays:
+        return []
+    # The chain knows nothing of its students: a run that was made without them stands for both.
+    params = max(row["trained_params"] for row in by_mach)
+    same = by_seed(like([*alone, *of(rows, method="backprop")], "params", params))
+    lines = [
+        [f"delay {d}", f"{params:,}", *_beside(by_seed(of(by_mach, delay=d)), same, metric)]
+        for d in delays
+    ]
     head = ["equal parameters: `mach`, all that is trained", "parameters", "top exit", "alone"]
-    return [*blocks, table([*head, "ahead by [seeds]"], lines)] if lines else blocks
+    return [table([*head, "ahead by [seeds]"], lines)]
 
 
 def _beside(own: Values, other: Values, metric: str) -> Line:

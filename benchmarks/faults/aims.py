@@ -56,7 +56,7 @@ def _kept(section: dict[str, Any], what: str) -> Iterator[Row]:
     trusted = is_quiet(section)
     for kind, words in (("before", "before"), ("undisturbed", "in the undisturbed run")):
         worst = min(median(ratios) for ratios in kept(section, kind).values())
-        text = f"{what}: steps/s of the others, of their own {words}; worst of all pairs"
+        text = f"{what}: steps/s of the others, of their own {words}; the worst pair's median"
         yield _aim(text, worst, 3, "≥", _LEAST, trusted)
 
 

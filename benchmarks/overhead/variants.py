@@ -63,10 +63,13 @@ class Variant:
     """Schedule class of torch.distributed.pipelining."""
 
 
+_NO_STUDENT = {"student": {"enabled": False}}
+
+
 def _mach(
     name: str, accumulate: int, student: bool = False, mu: float = 1.0, **overrides: Any
 ) -> Variant:
-    students = _student(mu) if student else {"student": {"enabled": False}}
+    students = _student(mu) if student else _NO_STUDENT
     return Variant(name, "mach", accumulate, {**students, **overrides})
 
 
@@ -84,10 +87,10 @@ VARIANTS = [
     Variant(IDEAL_STEPS, "ideal", 4),
     Variant("ideal with steps, M = 8", "ideal", 8),
     Variant(IDEAL_ALONE, "ideal", 0),
-    Variant(STOCK, "torch", 4, pipeline="Schedule1F1B"),
-    Variant("1F1B, M = 8", "torch", 8, pipeline="Schedule1F1B"),
-    Variant("GPipe, M = 4", "torch", 4, pipeline="ScheduleGPipe"),
-    Variant("GPipe, M = 8", "torch", 8, pipeline="ScheduleGPipe"),
+    Variant(STOCK, "torch", 4, _NO_STUDENT, "Schedule1F1B"),
+    Variant("1F1B, M = 8", "torch", 8, _NO_STUDENT, "Schedule1F1B"),
+    Variant("GPipe, M = 4", "torch", 4, _NO_STUDENT, "ScheduleGPipe"),
+    Variant("GPipe, M = 8", "torch", 8, _NO_STUDENT, "ScheduleGPipe"),
     _mach("sync, M = 4", 4, schedule="sync"),
     _mach("sync, M = 8", 8, schedule="sync"),
     _mach(OURS, 4, replay="stash"),
