@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from runs import SMALL, lines
-from spawn import TRAIN, assert_none_left, run
+from spawn import TRAIN, Command, assert_none_left, run
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -71,6 +73,18 @@ def test_a_component_that_is_slow_takes_so_many_times_as_long_and_the_others_do_
     for stretch in (range(AT - 20, AT), range(STEPS - 100, STEPS)):
         times = [line["time"] for line in logs[VICTIM] if line["step"] in stretch]
         assert min(b - a for a, b in pairwise(times)) < backward_s
+
+
+def test_who_is_to_wake_a_stopped_component_ends_with_it(tmp_path: Path) -> None:
+    """It stayed for as long as the fault was to last, and would have woken a stranger."""
+    program = "from mach.trainer.faults import _stop; _stop(1000)"
+    with Command([sys.executable, "-c", program], tmp_path) as started:
+        started.until(lambda: psutil.Process(started.process.pid).children())
+        (waker,) = psutil.Process(started.process.pid).children()
+        started.until(lambda: psutil.Process(started.process.pid).status() == psutil.STATUS_STOPPED)
+        started.process.kill()
+        psutil.wait_procs([waker], timeout=10)
+        assert not waker.is_running()
 
 
 def test_a_component_that_is_stopped_goes_on_after_so_long_while_the_others_train(

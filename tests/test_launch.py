@@ -118,6 +118,23 @@ def test_the_config_that_was_saved_is_the_config_that_ran(finished):
     assert from_yaml(to_yaml(saved)) == saved
 
 
+def test_a_run_needs_no_open_streams(tmp_path):
+    """What was opened next took their numbers, and each component fell over them, wordless."""
+    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash"]
+    done = run([*closed, *TRAIN, *SMALL, "components=2", "steps=2", "out=run"], tmp_path)
+    assert done.code == 0, done
+    assert result(tmp_path / "run")["steps"] == 2
+    assert_none_left(tmp_path)
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path):
+    gone = ["bash", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "bash"]
+    done = run([*gone, *TRAIN, *SMALL], tmp_path)
+    assert done.code == 2, done
+    assert done.stderr.splitlines()[-1].startswith("mach: the working directory is gone"), done
+    assert "Traceback" not in done.stderr
+
+
 def test_the_last_two_checkpoints_are_kept(finished):
     assert checkpoint_steps(finished[0]) == [80, 100]
     assert sorted(p.name for p in (finished[0] / "checkpoints").iterdir()) == [

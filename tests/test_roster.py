@@ -32,6 +32,14 @@ def test_lives_are_counted_from_zero_for_each_component(roster):
     assert [roster.starts(k) for k in range(3)] == [1, 3, 0]
 
 
+def test_starts_of_which_nobody_heard_count(roster):
+    """A component that is killed while it loads its data has not entered yet."""
+    assert roster.enter(1, restarts=2) == 0
+    assert roster.starts(1) == 3
+    assert roster.enter(1, restarts=3) == 1
+    assert roster.starts(1) == 4
+
+
 def test_a_resumed_run_goes_on_counting_lives(roster):
     assert roster.enter(0, at_least=5) == 5
     assert roster.enter(0, at_least=5) == 6  # it died before it saved

@@ -8,11 +8,13 @@ import select
 import termios
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from mach.launcher.failure import Fall
+from mach.configfile import from_mapping
+from mach.launcher.failure import Fall, run_failed
 from mach.launcher.reports import Died, Ended, Event, GiveUp, Kill, Started, Stop
 from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
@@ -225,6 +227,21 @@ def test_without_a_restart_left_the_run_can_go_on_until_nobody_is_left():
     for k in (1, 0):
         assert run.look(Ended(k, KILLED)) == [Event(k, "exhausted", text.format(k)), GiveUp(k)]
     assert run.look(Ended(2, KILLED))[1:] == [GiveUp(2), Stop(2, KILLED)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "how"),
+    [("delayed", "resume=run/checkpoints/step-.."), ("free", "resume=run out=")],
+)
+def test_a_run_that_diverged_is_told_how_it_may_go_on(tmp_path, monkeypatch, schedule, how):
+    """Under free no step before the last is a checkpoint of all components."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step-5").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step-5" / "component-0.json").touch()
+    config = from_mapping({"components": 2, "schedule": schedule})
+    said = str(run_failed(1, Fall(1, "nan", diverged=True), Path("run"), config))
+    assert f"Go on from {'a' if schedule == 'delayed' else 'the last'} checkpoint" in said
+    assert how in said
 
 
 @pytest.mark.parametrize("on_exhausted", ["stop", "continue"])

@@ -52,6 +52,12 @@ def test_a_login_is_a_netrc_entry_for_the_server_in_use(tmp_path: Path, monkeypa
     assert wandb_mode.resolve("auto", {}, tmp_path) == "offline"
 
 
+def test_a_user_without_a_home_is_not_logged_in(monkeypatch: Any) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert wandb_mode.resolve("auto", {}, wandb_mode.home()) == "offline"
+
+
 def test_wandb_offline_of_the_command_line_is_heeded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb").mkdir()

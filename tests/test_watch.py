@@ -171,6 +171,25 @@ def test_a_death_and_a_return_are_seen(tmp_path: Path) -> None:
     assert run.state(1) == "training"
 
 
+def test_what_an_earlier_launch_left_says_nothing_of_this_one(tmp_path: Path) -> None:
+    """A component that had been given up is shown as gone until it logs again: for an hour once."""
+    run_dir = write(tmp_path / "run")
+    line = {"component": 1, "event": "exhausted", "text": "no restart left", "time": time.time()}
+    (run_dir / runfolder.EVENTS).write_text(json.dumps(line) + "\n")
+    assert shown(run_dir)[3].startswith("1 gone")
+    with runfolder.hold(run_dir):
+        os.utime(run_dir / runfolder.LOCK, (time.time() + 5, time.time() + 5))
+        assert [row.split()[1] for row in shown(run_dir)[2:4]] == ["starting", "starting"]
+
+
+def test_a_launcher_that_nobody_has_waited_for_has_ended(tmp_path: Path) -> None:
+    run_dir = write(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        (run_dir / runfolder.LOCK).write_text(f"{zombie.pid} {os.uname().nodename}\n")
+        assert shown(run_dir)[0].startswith("stopped")
+
+
 def test_a_component_that_says_nothing_for_long_is_told(tmp_path: Path) -> None:
     run = RunState(write(tmp_path / "run"), 2, 40)
     run.look()
@@ -179,8 +198,10 @@ def test_a_component_that_says_nothing_for_long_is_told(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_launcher_left_without_a_result_has_stopped(tmp_path: Path) -> None:
-    run_dir = write(tmp_path / "run")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
     with runfolder.hold(run_dir):
+        write(run_dir)
         assert "training" in shown(run_dir)[0]
     rows = shown(run_dir)
     assert rows[0].startswith("stopped")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypeVar
 
 _HELP = """train: run a chain; takes Hydra overrides. plan: print what that will cost; takes the
@@ -25,6 +26,12 @@ Arguments = TypeVar("Arguments")
 
 def main() -> None:
     """Entry point of the `mach` command."""
+    _open_closed_streams()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("mach: the working directory is gone. Change to one that is there", file=sys.stderr)
+        sys.exit(2)
     if sys.argv[1:2] == ["-sc"]:
         sys.exit(_complete(sys.argv[2:]))
     parser = argparse.ArgumentParser(
@@ -59,6 +66,20 @@ def answer(verb: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
         return 130
+
+
+def _open_closed_streams() -> None:
+    """Give streams that whoever started us has closed (`>&-`) a file that keeps nothing: what is
+    opened next would take their numbers, and torch's agent redirects them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)
+            if file != number:
+                os.dup2(file, number)
+                os.close(file)
+            os.set_inheritable(number, True)
+            stream = os.fdopen(number, "w" if number else "r", closefd=False)
+            setattr(sys, name, stream)
 
 
 def _complete(arguments: list[str]) -> int:

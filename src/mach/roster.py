@@ -87,9 +87,16 @@ class Roster:
                     f"{theirs.get(key)}. Start it with the config of that run."
                 )
 
-    def enter(self, component: int, at_least: int = 0) -> int:
-        """Begin a life. Returns its number: 0, then one more each time, never below `at_least`."""
-        self._store.add(f"starts/{component}", 1)
+    def enter(self, component: int, at_least: int = 0, restarts: int = 0) -> int:
+        """Begin a life. Returns its number: 0, then one more each time, never below `at_least`.
+
+        Args:
+            restarts: how often the component was started before, as its supervisor counts; some of
+                these may have died before they got here.
+        """
+        starts = self._store.add(f"starts/{component}", 1)
+        if starts <= restarts:
+            self._store.add(f"starts/{component}", restarts + 1 - starts)
         life = self._store.add(f"lives/{component}", 1) - 1
         if life < at_least:  # the run goes on from a checkpoint of an earlier launch
             life = self._store.add(f"lives/{component}", at_least - life) - 1

@@ -163,6 +163,16 @@ def launcher_ended(run_dir: Path) -> bool:
     return text == _ENDED or _has_died(pid, host)
 
 
+def begun_s(run_dir: Path) -> float:
+    """When the launcher that runs here began, in seconds since 1970; 0 where that is not known, or
+    none does."""
+    try:
+        with (run_dir / LOCK).open() as file:
+            return 0.0 if file.read() in ("", _ENDED) else os.fstat(file.fileno()).st_mtime
+    except (OSError, ValueError):
+        return 0.0
+
+
 def _has_died(pid: str, host: str) -> bool:
     if host != socket.gethostname() or not pid.isdecimal():
         return False
@@ -172,7 +182,10 @@ def _has_died(pid: str, host: str) -> bool:
         return True
     except PermissionError:
         pass
-    return False
+    try:  # one that nobody has waited for, as below a container's process 1
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return False
 
 
 def holds_run(run_dir: Path) -> bool:

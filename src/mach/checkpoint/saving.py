@@ -218,8 +218,9 @@ def _kept(config: Config, step: int) -> int:
 
 
 def _prune(run_dir: Path, keep: int) -> None:
-    """Drop all but the last `keep` complete checkpoints, and incomplete ones older than those."""
+    """Drop all but the last `keep` complete checkpoints, and incomplete ones older than those; not
+    what a component has saved alone, which it drops by itself (`seal`)."""
     oldest_kept = intact_ones(run_dir)[-keep:][0].step
     for folder in (run_dir / CHECKPOINTS).glob("step-*"):
-        if step_of(folder) < oldest_kept:
+        if step_of(folder) < oldest_kept and not any(folder.glob("component-*.json")):
             shutil.rmtree(folder, ignore_errors=True)

@@ -61,6 +61,8 @@ def run_failed(component: int, fall: Fall, run_dir: Path, config: Config) -> Ran
         how = f"the last checkpoint: out={run_dir} resume=auto"
         if fall.diverged:  # it would do so again, unless something is changed
             how = f"a checkpoint: resume={run_dir}/{runfolder.CHECKPOINTS}/step-.. out=.."
+            if config.schedule == "free":  # where no step is a checkpoint of all
+                how = f"the last checkpoint of each component: resume={run_dir} out=.."
         done += f" Go on from {how}"
     error = RankFailedError(f"component {component} of {config.components}: {fall.reason}. {done}")
     error.exit_code = REFUSED if fall.code == REFUSED else 1

@@ -68,7 +68,7 @@ def dashboard(
     group = None if path is None else report.get("group") or path.resolve().name
     project = project or report.get("project") or "mach"
     online = not offline and out is None
-    if online and wandb_mode.resolve("auto", os.environ, Path.home()) == "online":
+    if online and wandb_mode.resolve("auto", os.environ, wandb_mode.home()) == "online":
         print(f"Dashboard: {_save(entity, project, group)}")
         return 0
     spec = specification(entity or "", project, group)

@@ -29,7 +29,7 @@ def publish(folder: Path, asked: ExportConfig) -> None:
     """
     run, name = open_model(asked.run, asked.window)
     config, report = run.config, run.config.report
-    mode = wandb_mode.resolve(report.wandb, os.environ, Path.home())
+    mode = wandb_mode.resolve(report.wandb, os.environ, wandb_mode.home())
     if mode == "off" or report.artifacts == "off":
         return
     if mode == "offline" and report.artifacts != "always":

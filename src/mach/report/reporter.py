@@ -90,7 +90,7 @@ def build(
     log = run_dir / f"component-{component}.jsonl"
     sinks: list[Sink] = [JsonLines(log, resume_step)]
     slow: dict[str, dict[str, Any]] = {}
-    mode = wandb_mode.resolve(report.wandb, os.environ, Path.home())
+    mode = wandb_mode.resolve(report.wandb, os.environ, wandb_mode.home())
     if mode != "off":
         slow["wandb"] = {
             "mode": mode,

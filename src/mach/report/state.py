@@ -53,8 +53,11 @@ class ComponentState:
     def step(self) -> int:
         return _whole(self.latest.get("step"))
 
-    def read(self) -> None:
+    def read(self, begun_s: float = 0.0) -> None:
         """Take in what is new.
+
+        Args:
+            begun_s: what was logged before says nothing of the pace.
 
         Raises:
             OSError: the log is there and cannot be read.
@@ -65,6 +68,8 @@ class ComponentState:
                 self.latest, self.loss = {}, Curve()
                 self._recent.clear()
             self._take(record)
+        while self._recent and self._recent[0][0] < begun_s:
+            self._recent.popleft()
 
     def _take(self, record: Mapping[str, Any]) -> None:
         # An evaluation's line does not have what a step's line has.
@@ -113,6 +118,8 @@ class RunState:
         """The last things its launcher said."""
         self.stopped = False
         """Whether its launcher has ended without a result, and nobody trains any more."""
+        self.begun_s = 0.0
+        """When the launcher that trains here now began: what is older is of one before it."""
         self._journal = Follower(run_dir / runfolder.EVENTS)
 
     def look(self) -> None:
@@ -122,7 +129,7 @@ class RunState:
             OSError: something is there and cannot be read.
         """
         for component in self.components:
-            component.read()
+            component.read(self.begun_s)
         for line in self._journal.stream():
             self._hear(line)
 
@@ -142,11 +149,11 @@ class RunState:
         if self.steps is not None and one.step >= self.steps:
             return "done"
         logged_s = number(one.latest.get("time")) or 0.0
-        if one.event in _DOWN.values() and one.event_s >= logged_s:
+        if one.event in _DOWN.values() and one.event_s >= max(logged_s, self.begun_s):
             return str(one.event)
         if self.stopped:
             return "stopped"
-        if not one.latest:
+        if not one.latest or logged_s < self.begun_s:
             return "starting"
         now = time.time() if now is None else now
         return "training" if one.silent_s(now) is None else "silent"

@@ -25,6 +25,15 @@ _SPOKEN = {
 }
 
 
+def home() -> Path:
+    """The user's home folder; one that does not exist for a user who has none, as in a container
+    whose user id is in no passwd."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def resolve(mode: str, environ: Mapping[str, str], home: Path) -> str:
     """Return online, offline or off.
 

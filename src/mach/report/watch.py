@@ -172,6 +172,7 @@ class OneRun:
         if self.state is None and is_run(self.run_dir):
             self._begin()
         if self.state is not None:
+            self.state.begun_s = runfolder.begun_s(self.run_dir)
             self.state.look()
         self.stopped = ended and self.result is None
         if self.state is not None:

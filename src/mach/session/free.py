@@ -101,7 +101,11 @@ class _Life:
     def __init__(self, seat: Seat) -> None:
         self._seat = seat
         self._roster = Roster(seat.rank.store, seat.config.components)
-        self._life = self._roster.enter(seat.rank.index, at_least=_lives_before(seat))
+        self._life = self._roster.enter(
+            seat.rank.index,
+            at_least=_lives_before(seat),
+            restarts=seat.rank.restarts if seat.rank.supervised else 0,  # else of the whole group
+        )
         self._bell = Bell()
         self._state = "starting"
         self._over = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from math import isfinite
@@ -15,6 +16,16 @@ from typing import Any
 
 from mach.component import Component
 from mach.config import FaultsConfig
+
+_WAKE = """
+import os, signal, sys, time
+pid, ends = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while os.getppid() == pid and (left := ends - time.monotonic()) > 0:
+    time.sleep(min(0.2, left))
+if os.getppid() == pid:
+    os.kill(pid, signal.SIGCONT)
+"""
+"""Ends with the component that it is to wake: somebody may end that one first, as it hangs."""
 
 
 class Faults:
@@ -84,6 +95,6 @@ def in_thirds(
 def _stop(duration_s: float) -> None:
     """Hang as a process does that got SIGSTOP; somebody else has to wake it."""
     if isfinite(duration_s):
-        wake = f"sleep {duration_s}; kill -CONT {os.getpid()}"
-        subprocess.Popen(["/bin/sh", "-c", wake], start_new_session=True)
+        wake = [sys.executable, "-ISc", _WAKE, str(os.getpid()), str(duration_s)]
+        subprocess.Popen(wake, start_new_session=True)
     os.kill(os.getpid(), signal.SIGSTOP)
