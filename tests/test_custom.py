@@ -575,6 +575,19 @@ def test_fit_takes_a_path_for_the_kind_of_file_it_is(tmp_path):
         assert (found.name, Path(found.path)) == (name, tmp_path / file)
 
 
+def test_fit_takes_keys_as_a_command_line_has_them():
+    values = {"optim.lr": 0.5, "optim": {"clip": 2.0}, "model.balance": "params", "steps": 3}
+    found = _config(brought.flat, "mine.npz", True, values)
+    assert (found.optim.lr, found.optim.clip, found.steps) == (0.5, 2.0, 3)
+    assert found.model.balance == "params"
+    assert found.model.factory == "brought:flat"
+
+
+def test_fit_says_what_to_do_with_arrays():
+    with pytest.raises(ConfigError, match=r"expected a file.*; got x_train as an array. Save it"):
+        mach.fit(brought.flat, {"x_train": np.zeros((3, 2))}, processes=False)
+
+
 def test_fit_refuses_what_other_processes_cannot_import():
     def inner():
         return brought.flat()

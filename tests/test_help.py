@@ -10,6 +10,7 @@ import pytest
 
 from mach.config import Config
 from mach.config.describe import options
+from mach.launcher.app import _options_first
 from mach.launcher.compose import conf_dir
 from spawn import MACH, TRAIN, run
 
@@ -71,3 +72,18 @@ def test_tab_completes_verbs_groups_and_options_in_bash(tmp_path, install, line,
     found = set(done.stdout.split())
     assert offered <= found
     assert not [word for word in found if word.endswith("_schema")]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["components=2", "-m", "seed=0,1"], ["-m"]),
+        (["components=2", "--cfg", "job", "steps=5"], ["--cfg", "job"]),
+        (["a=1", "--config-dir", "mine", "b=1", "-m", "a=1"], ["--config-dir", "mine", "-m"]),
+        (["--help", "model=gpt"], ["--help"]),
+    ],
+)
+def test_options_may_stand_anywhere(words, first):
+    """Hydra refused every word after the first that followed one, and listed them as unknown."""
+    values = [word for word in words if "=" in word]
+    assert _options_first(words) == [*first, *values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,13 @@ def test_a_component_with_more_than_its_share_is_warned_of(uneven):
     assert warnings(found, "equal")[-1].startswith("component 1 takes")
     assert "model.balance=time cuts by time" in warnings(found, "equal")[-1]
     assert "model.balance" not in warnings(found, "time")[-1]  # it is what was asked for
+    share = found.shares[1]
+    times = replace(share.parts["body"].times, forward_s=share.busy_s)
+    slow = {**share.parts, "student": replace(share.parts["body"], times=times)}
+    shares = [found.shares[0], replace(share, parts=slow), found.shares[2]]
+    said = warnings(replace(found, shares=shares), "equal")[-1]
+    assert "Most of that is its student: make it narrower than student.width=" in said
+    assert "model.balance" not in said, "no cut makes it faster"
     assert sum(share.of_mean for share in found.shares) == pytest.approx(3)
 
 

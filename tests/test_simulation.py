@@ -137,6 +137,19 @@ def test_a_message_is_not_seen_before_it_arrives():
     assert first == pytest.approx(1 / 3 + 3.0)
 
 
+def test_what_is_done_for_others_after_the_last_step_is_not_counted():
+    """The bottom was said to have trained more microbatches alone than it had trained."""
+    simulation = simulate(steps=40, pace_s=[1.0, 4.0, 1.0])
+    simulation.run(until_s=50 * M)
+    fast = life(simulation, 0).worker
+    assert fast.serving
+    counted = dict(fast.counts)
+    begun = fast.backwards
+    simulation.run(until_s=80 * M)
+    assert fast.backwards > begun
+    assert dict(fast.counts) == counted
+
+
 @pytest.mark.parametrize("dead", [0, 2])
 def test_one_that_returns_to_a_dead_neighbour_does_without_it(dead):
     """It took itself for the end of the chain, so that its body was given the raw input."""

@@ -161,6 +161,16 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(tmp_path):
     assert job_folders(tmp_path) == [tmp_path / name for name in ("0", "1", "2", "5")]
 
 
+def test_a_sweep_ends_well_where_all_that_was_asked_for_now_has(tmp_path, swept):
+    """Who had dropped an impossible value was told for ever that jobs had failed."""
+    shutil.copytree(swept[0], tmp_path / "sweep")
+    asked = [*QUICK, "components=1", "model.depth=1,2", "out=sweep", "resume=auto"]
+    done = sweep(tmp_path, *asked)
+    assert "Sweep: 2 of 2 jobs done." in done.stdout, done
+    assert "Failed before, and not asked for now: job 2.\n" in done.stdout, done
+    assert "mach: failed" not in done.stderr, done
+
+
 def test_how_a_sweep_is_run_and_told_does_not_make_another_job():
     told = ["out=a", "resume=auto", "report=quiet", "report.every=3", "launch.parallel=2"]
     assert counted([*told, "+launch.queue_s=3", "delay=1"]) == {"delay": "1"}

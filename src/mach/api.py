@@ -38,8 +38,9 @@ def fit(
             a notebook. Where that module calls `fit` itself, it does so under
             `if __name__ == "__main__":`. False trains the chain in this process, with the same
             numbers and as fast as one process is, and keeps nothing: there is no run folder.
-        values: of the config, as in components=4, delay=1, optim={"lr": 1e-3}; those of `model`
-            beside the function as in model={"balance": "time"}.
+        values: of the config, as in components=4, delay=1, optim={"lr": 1e-3} (or, as on a command
+            line, **{"optim.lr": 1e-3}); those of `model` beside the function as in
+            model={"balance": "time"}.
 
     Returns:
         The run's result: `chain`, `windows`, `samples_per_s` and more.
@@ -148,8 +149,24 @@ def _config(
             f"{place.partition(':')[2]} of the program itself. Move it into a file, or set "
             "processes=False."
         )
-    model = {"name": "custom", "factory": place, **values.get("model", {})}
-    return from_mapping({**values, "model": model, "data": _source(data)})
+    nested = _nested(values)
+    model = {"name": "custom", "factory": place, **nested.get("model", {})}
+    return from_mapping({**nested, "model": model, "data": _source(data)})
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with {"optim": {"lr": 1}} for {"optim.lr": 1}, as a command line says it."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        part = nested
+        for group in groups:
+            part = part.setdefault(group, {})
+        if isinstance(value, Mapping):
+            part.setdefault(last, {}).update(value)
+        else:
+            part[last] = value
+    return nested
 
 
 def _place_of(function: Factory) -> str:
@@ -164,6 +181,13 @@ def _place_of(function: Factory) -> str:
 
 def _source(data: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(data, Mapping):
+        arrays = [key for key, value in data.items() if hasattr(value, "__array__")]
+        if arrays:
+            raise ConfigError(
+                f"mach.fit: data: expected a file, which all components open; got {arrays[0]} as "
+                "an array. Save it: numpy.savez('mine.npz', x_train=.., y_train=.., x_test=.., "
+                "y_test=..), and say 'mine.npz'."
+            )
         return dict(data)
     path = Path(data)
     name = "npz" if path.suffix == ".npz" else "idx" if path.is_dir() else "text"

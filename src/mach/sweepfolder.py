@@ -4,6 +4,7 @@ runs/<sweep>/
   sweep.csv              one row for each job that has ended: see mach.sweeptable
   <number>/              a job's run folder (mach.runfolder), and beside what a run leaves:
     overrides.yaml       what it was asked for; written before anything else
+  .asked                 numbers of the jobs that the last command has asked for
   .sweep.lock            held while a job finds its folder or writes its row
   .leases/<host>/        who uses which part of a machine now: see mach.launcher.leases
   multirun.yaml, ..      what Hydra and its sweepers leave
@@ -27,6 +28,7 @@ from mach.errors import RunFolderError
 from mach.runfolder import holds_run
 
 OVERRIDES = "overrides.yaml"
+_ASKED = ".asked"
 NOT_COUNTED = ("out", "report", "launch.parallel", "launch.queue_s")
 """Keys, with all below them, that do not make a job another job; nor does resume=auto."""
 
@@ -90,6 +92,24 @@ def check_none(run_dir: Path) -> None:
         )
 
 
+def begin(sweep_dir: Path) -> None:
+    """A command begins, which has asked for no job yet.
+
+    Raises:
+        RunFolderError: see `locked`.
+    """
+    with locked(sweep_dir):
+        (sweep_dir / _ASKED).write_text("")
+
+
+def asked(sweep_dir: Path) -> set[str]:
+    """Numbers of the jobs that the last command has asked for."""
+    try:
+        return set((sweep_dir / _ASKED).read_text().split())
+    except OSError:
+        return set()
+
+
 def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) -> Path:
     """The folder of a job, which is made if it has none yet.
 
@@ -100,23 +120,36 @@ def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) 
     Raises:
         RunFolderError: it cannot be written.
     """
-    mine = counted(overrides)
     with locked(sweep_dir):
-        own = sweep_dir / str(number)
-        if resume:
-            for folder in (own, *job_folders(sweep_dir)):
-                if overrides_of(folder) == mine:
-                    return folder
-        if own.exists():
-            taken = [int(p.name) for p in sweep_dir.iterdir() if p.name.isdecimal()]
-            own = sweep_dir / str(max(taken) + 1)
+        folder = _entered(sweep_dir, number, overrides, resume)
         try:
-            own.mkdir()
-            text = yaml.safe_dump(list(overrides), allow_unicode=True, width=1000)
-            (own / OVERRIDES).write_text(text)
+            with (sweep_dir / _ASKED).open("a") as file:
+                file.write(f"{folder.name}\n")
         except OSError as error:
-            raise RunFolderError(f"{own}: cannot be written: {error.strerror or error}") from error
-        return own
+            raise _unwritten(folder, error) from error
+    return folder
+
+
+def _entered(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) -> Path:
+    mine, own = counted(overrides), sweep_dir / str(number)
+    if resume:
+        for folder in (own, *job_folders(sweep_dir)):
+            if overrides_of(folder) == mine:
+                return folder
+    if own.exists():
+        taken = [int(p.name) for p in sweep_dir.iterdir() if p.name.isdecimal()]
+        own = sweep_dir / str(max(taken) + 1)
+    try:
+        own.mkdir()
+        text = yaml.safe_dump(list(overrides), allow_unicode=True, width=1000)
+        (own / OVERRIDES).write_text(text)
+    except OSError as error:
+        raise _unwritten(own, error) from error
+    return own
+
+
+def _unwritten(folder: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{folder}: cannot be written: {error.strerror or error}")
 
 
 @contextmanager

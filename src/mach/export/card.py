@@ -84,7 +84,8 @@ def card(
         "",
         _USE[asked.format] + (_ONE_BY_ONE if asked.quantize else ""),
         "",
-        f"It takes {takes(signature)}, any number at once, and returns {gives(signature)}.",
+        f"It takes {takes(signature)}{', any number at once' * (asked.quantize is None)}, and "
+        f"returns {gives(signature)}.",
         "",
         "## Data",
         "",

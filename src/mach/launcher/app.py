@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -56,6 +58,7 @@ class SweepCallback(Callback):
 def main() -> int:
     """Run `mach train` on this process's command line. Returns the exit code."""
     register_schema()
+    sys.argv[1:] = _options_first(sys.argv[1:])
     _run_side_by_side(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise what it refuses, not to print it
     app = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(_job)
@@ -84,6 +87,19 @@ def main() -> int:
             print(f"mach: {error}", file=sys.stderr)
             return error.exit_code
     return 0 if ended_well else 1
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """The same words, with options before key=value: Hydra takes none of these after an option that
+    follows one."""
+    known, rest = get_args_parser().parse_known_args(words)
+    others = Counter([*known.overrides, *rest])
+    options: list[str] = []
+    values: list[str] = []
+    for word in words:
+        (values if others[word] > 0 else options).append(word)
+        others[word] -= 1
+    return [*options, *values]
 
 
 def _run_side_by_side(words: list[str]) -> None:

@@ -6,6 +6,7 @@ opens with, and what an option means by the text below it in `mach.config`.
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from dataclasses import MISSING
 from itertools import takewhile
@@ -16,7 +17,7 @@ from mach.config import Config
 from mach.config.describe import Option, options
 from mach.configfile import MODELS, SOURCES
 
-_WIDTH = 100
+_WIDTH = min(100, shutil.get_terminal_size((100, 0)).columns)
 _SWEEPS = ("hydra/launcher", "hydra/sweeper")
 """Groups of Hydra's own that we have choices for."""
 

@@ -54,8 +54,7 @@ def begin(sweep_dir: Path, resume: bool) -> None:
         RunFolderError: see mach.sweepfolder.check and locked.
     """
     sweepfolder.check(sweep_dir, resume)
-    with sweepfolder.locked(sweep_dir):  # Hydra makes the folder next, and may not say why not
-        pass
+    sweepfolder.begin(sweep_dir)  # Hydra makes the folder next, and may not say why not
     sweeptable.read(sweep_dir / sweeptable.TABLE)
 
 
@@ -101,20 +100,27 @@ def all_failed(sweep_dir: Path) -> bool:
 
 
 def close(sweep_dir: Path) -> bool:
-    """Say how a sweep has ended. Returns whether all its jobs, of earlier times too, ended well."""
-    path = sweep_dir / sweeptable.TABLE
+    """Say how a sweep has ended. Returns whether all jobs that were asked for now ended well."""
+    path, asked = sweep_dir / sweeptable.TABLE, sweepfolder.asked(sweep_dir)
     _, rows = sweeptable.read(path)
-    failed = sweeptable.failed(rows)
-    print(f"Sweep: {len(rows) - len(failed)} of {len(rows)} jobs done. Table: {path}", flush=True)
+    mine = [row for row in rows if row[sweeptable.JOB] in asked]
+    failed = sweeptable.failed(mine)
+    others = sweeptable.failed(row for row in rows if row not in mine)
+    print(f"Sweep: {len(mine) - len(failed)} of {len(mine)} jobs done. Table: {path}", flush=True)
     if failed:
-        jobs = ", ".join(row[sweeptable.JOB] for row in failed)
         print(
-            f"mach: failed: job {jobs}. The same command with out={sweep_dir} resume=auto runs "
-            "what is missing.",
+            f"mach: failed: job {_numbers(failed)}. The same command with out={sweep_dir} "
+            "resume=auto runs what is missing.",
             file=sys.stderr,
             flush=True,
         )
+    if others:
+        print(f"Failed before, and not asked for now: job {_numbers(others)}.", flush=True)
     return not failed
+
+
+def _numbers(rows: Sequence[Mapping[str, str]]) -> str:
+    return ", ".join(row[sweeptable.JOB] for row in rows)
 
 
 def stop(sweep_dir: Path) -> None:

@@ -22,7 +22,8 @@ from mach.records import Notes, RunRecord, find_runs, read_run
 
 SIDE_BY_SIDE = 4
 """Most runs that have a column each."""
-_NOT_COMPARED = ("out",)
+_NOT_COMPARED = ("out", "report.group")
+"""Names of a run, which always differ: a sweep gives each job a group of its own."""
 _NONE = "-"
 _MISSING = object()
 
@@ -120,7 +121,7 @@ def _print_columns(
     console: Console,
 ) -> None:
     table = Table(title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for run in runs:
         table.add_column(Text(str(run.folder)), justify="right", overflow="fold")
     for key, values in config.items():

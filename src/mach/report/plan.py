@@ -35,10 +35,21 @@ def warnings(plan: Plan, balance: str | list[int]) -> list[str]:
         advice = "model.balance=time cuts by time; smaller blocks can be divided better."
     return [
         f"component {k} takes {share.of_mean:.2f} of the mean time, and the slowest sets the pace "
-        f"of all. {advice}"
+        f"of all. {_of_student(plan, share) or advice}"
         for k, share in enumerate(plan.shares)
         if share.of_mean > UNEVEN
     ]
+
+
+def _of_student(plan: Plan, share: Share) -> str:
+    """What to do about a component that is slow by its student, which no cut makes faster."""
+    student = share.parts.get("student")
+    if student is None or student.times.forward_s + student.times.backward_s < share.busy_s / 2:
+        return ""
+    return (
+        "Most of that is its student: make it narrower than "
+        f"student.width={plan.config.student.width}, or do without: student=none."
+    )
 
 
 def _cut(plan: Plan) -> Table:
@@ -54,8 +65,10 @@ def _cut(plan: Plan) -> Table:
             f"{100 * share.busy_fraction:.0f} %",
             f"{share.staleness_steps:g} steps",
         )
+    config = plan.config
+    works = ["replay"] * (config.replay == "recompute") + ["student"] * config.student.enabled
     table.caption = (
-        f"microbatch of {plan.config.microbatch_size}: with replay, student and optimizer step\n"
+        f"microbatch of {config.microbatch_size}: with {', '.join([*works, 'optimizer step'])}\n"
         f"busy: expected, if links are fast enough; {_rate(plan.samples_per_s)} samples/s\n"
         "staleness: expected age of the gradient"
     )

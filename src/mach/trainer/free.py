@@ -187,9 +187,9 @@ class FreeWorker(Worker):
         sample = Sample(header.origin, header.life, header.microbatch)
         begun = self._in_flight.get(sample)
         if begun is None:
-            self.counts["late_gradients"] += 1
+            self._count("late_gradients")
         elif self._begun - begun > self._most_gradient_age:
-            self.counts["late_gradients"] += 1
+            self._count("late_gradients")
             self._finish(sample, None, alone=True)
         else:
             self._finish(sample, gradient)
@@ -210,7 +210,7 @@ class FreeWorker(Worker):
         newest = child.newest
         assert newest is not None
         if newest.clock - header.clock > self._most_activation_age:
-            self.counts["late_activations"] += 1
+            self._count("late_activations")
             return
         x, y = self._batches.train(header.microbatch, header.origin, header.life)
         self._remember(inputs, x, y)
@@ -221,7 +221,7 @@ class FreeWorker(Worker):
     def _imagine(self) -> None:
         sample = self._choose()
         x, y = self._batches.train(sample.number, sample.origin, sample.life)
-        self.counts["imagined"] += 1
+        self._count("imagined")
         self._begin(sample, self.component.imitate_child(x), x, y)
 
     def _choose(self) -> Sample:
@@ -255,7 +255,7 @@ class FreeWorker(Worker):
             self._in_a_row += 1
             return
         if not sent and parent.alive:
-            self.counts["dropped_up"] += 1
+            self._count("dropped_up")
         self._finish(sample, None, alone=self.channels.from_parent is not None)
 
     def _gradient_comes(self) -> bool:
@@ -269,13 +269,19 @@ class FreeWorker(Worker):
         self._in_flight.pop(sample, None)
         self._in_a_row = 0
         self.backwards += 1
-        self.counts["alone"] += alone
+        if alone:
+            self._count("alone")
         child_gradient = self.component.backward(sample, gradient, alone=alone)
         child = self.channels.to_child
         if child is None or child_gradient is None or sample.origin == self.index:
             return
         if not child.offer(self._header(sample), child_gradient) and child.alive:
-            self.counts["dropped_down"] += 1
+            self._count("dropped_down")
+
+    def _count(self, what: str) -> None:
+        """Of what it is trained on: a component that has taken all its steps goes on for others."""
+        if not self.serving:
+            self.counts[what] += 1
 
     def _header(self, sample: Sample) -> Header:
         return Header(
