@@ -197,9 +197,14 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
+def shown(config: Config) -> dict[str, Any]:
+    """The resolved config for others to read: every secret in it is covered."""
+    return {key: covered(key, value) for key, value in asdict(config).items()}
+
+
 def shown_yaml(config: Config) -> str:
-    """The same for others to read: every secret in it is covered."""
-    return OmegaConf.to_yaml(OmegaConf.create(covered("", asdict(config))))
+    """The same as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(shown(config)))
 
 
 def fingerprint(config: Config) -> str:

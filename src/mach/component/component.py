@@ -334,9 +334,11 @@ class Component:
         roots: list[Tensor] = []
         seeds: list[Tensor | None] = []
         if gradient is not None:
-            roots, seeds = [h], [gradient.to(h.dtype)]
+            roots.append(h)
+            seeds.append(gradient.to(h.dtype))
         if loss.requires_grad:  # not where the body does not feel a head that has nothing to learn
-            roots, seeds = [*roots, loss / self._accumulate], [*seeds, None]
+            roots.append(loss / self._accumulate)
+            seeds.append(None)
         # A checkpointed block is run once more inside of this.
         with self._replay.gathering(work), self._net.modes.uncounted():
             torch.autograd.backward(roots, seeds)

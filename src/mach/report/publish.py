@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from mach.checkpoint import consolidated
 from mach.config import ExportConfig
+from mach.configfile import shown
 from mach.export.folder import DESCRIPTION
 from mach.inference import open_model
 from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.lineage import artifact_of, group_of
 from mach.report.wandb_sink import WandbSink
-from mach.secrets import covered
 
 
 def publish(folder: Path, asked: ExportConfig) -> None:
@@ -45,7 +44,7 @@ def publish(folder: Path, asked: ExportConfig) -> None:
         report.project,
         group_of(config, run.run_dir),
         f"export-{folder.name}",
-        covered("", asdict(config)) | {"model_json": description},
+        shown(config) | {"model_json": description},
         run.run_dir,
         resume=True,
         tags=report.tags,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from mach.config import Config
-from mach.configfile import shown_yaml
+from mach.configfile import shown, shown_yaml
 from mach.report import wandb_mode
 from mach.report.artifact import Artifact
 from mach.report.companion import Companion
 from mach.report.jsonl import JsonLines
 from mach.report.lineage import artifact_of, group_of
-from mach.secrets import covered
 
 
 class Sink(Protocol):
@@ -97,7 +95,7 @@ def build(
             "project": report.project,
             "group": group_of(config, run_dir),
             "member": component,
-            "config": covered("", asdict(config)) | {"component": component, "cut": _cut(config)},
+            "config": shown(config) | {"component": component, "cut": _cut(config)},
             "run_dir": str(run_dir),
             "resume": resume_step > 0,
             "tags": report.tags,
