@@ -31,7 +31,7 @@ from mach.models import gpt, mlp, resnet
 from mach.models.defaults import student_for
 from mach.models.factory import locate
 from mach.shapes import TensorSpec
-from mach.trainer import Oracle, settle
+from mach.trainer import Assembly, Oracle, settle
 from mach.trainer.settle import inherit
 from runs import SMALL, assert_same_tensors, result, scores
 from spawn import TORCHRUN, TRAIN, assert_none_left, run
@@ -192,7 +192,10 @@ def test_a_head_with_nothing_to_learn_is_none_that_the_chain_feels(dataset):
 def test_what_dry_runs_leave_behind_in_a_module_can_be_used(dataset, factory, precision):
     """They left tensors of their own, without numbers, in a table that is made once."""
     brought.table.cache_clear()
+    before = torch.get_rng_state()
     config = settle(own(factory, 2, optim={"precision": precision}), dataset)
+    assert len(Assembly(config, dataset.task).payloads()) == 2
+    assert torch.equal(torch.get_rng_state(), before)
     oracle = Oracle(config, dataset)
     oracle.run()
     assert all(bool(value.isfinite().all()) for value in weights(oracle).values())

@@ -40,7 +40,8 @@ def autocast_dtypes(family: Family, ends: Sequence[int], device_type: str) -> li
 def _dtypes(family: Family, ends: Sequence[int], device_type: str) -> list[torch.dtype]:
     sample = family.task.sample
     dtypes: list[torch.dtype] = []
-    with torch.device(device_type), torch.no_grad():
+    # The blocks are built once more for this: whoever draws random numbers next does not notice.
+    with torch.device(device_type), torch.no_grad(), torch.random.fork_rng(devices=[]):
         stem = family.stem()
         blocks = family.slice(range(ends[-1]), lambda role, index, build: build())
         with torch.autocast(device_type, torch.bfloat16):
