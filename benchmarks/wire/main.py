@@ -2,6 +2,7 @@
 
 python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds S ..] [--out FILE.json]
 python benchmarks/wire/main.py --networks mnist resnet gpt --mnist FILE --fashion FILE --text FILE
+python benchmarks/wire/main.py --networks resnet --fashion FILE --jobs 2 --seeds 6 7 --variants ..
 python benchmarks/wire/main.py --networks memory compile
 python benchmarks/wire/main.py --markdown                  print the README's tables again
 """
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from speed import speed
 from summary import markdown
-from variants import NETWORKS, train
+from variants import NETWORKS, VARIANTS, Asked, train
 
 from mach.provenance import environment
 
@@ -41,10 +42,12 @@ def main() -> None:
     if out is not None and out.exists():
         result = json.loads(out.read_text())  # networks may be measured one at a time
     for name in options.networks:
+        before = {} if options.again else result.get(name, {})
+        earlier = before.get("measured", []) if name in NETWORKS else []
         here, began_s = environment(), time.monotonic()
-        for found in _measure(name, options, result.get(name, {})):
-            seconds = round(time.monotonic() - began_s)
-            result[name] = {"environment": here, "seconds": seconds, **found}
+        for found in _measure(name, options, before.get("runs", [])):
+            this = {"environment": here, "seconds": round(time.monotonic() - began_s)}
+            result[name] = {"measured": [*earlier, this], **found}
             if out is not None:
                 out.write_text(json.dumps(result, indent=1) + "\n")
     console = Console()
@@ -58,6 +61,8 @@ def _options() -> argparse.Namespace:
     choices = [*NETWORKS, "memory", "compile"]
     parser.add_argument("--networks", nargs="+", choices=choices, default=["digits"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--again", action="store_true", help="also what --out has already")
     parser.add_argument("--mnist", help="file with x_train, y_train, x_test, y_test")
     parser.add_argument("--fashion", help="the same of Fashion-MNIST, for resnet")
@@ -73,9 +78,9 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(
-    name: str, options: argparse.Namespace, before: dict[str, Any]
+    name: str, options: argparse.Namespace, before: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """What is known after each run; what is in the file already is kept."""
+    """What is known after each run; runs of `before` are kept."""
     if name == "memory":
         yield memory(quick=options.quick)
     elif name == "compile":
@@ -83,8 +88,8 @@ def _measure(
     else:
         file = vars(options).get(NETWORKS[name].file)
         seeds = [0] if options.quick else options.seeds
-        known = [] if options.again else before.get("runs", [])
-        for found in train(name, file, seeds, options.quick, known):
+        asked = Asked(name, file, seeds, options.variants, options.quick, options.jobs)
+        for found in train(asked, before):
             last = found["runs"][-1]
             _tell(f"{name}, {last['variant']}, seed {last['seed']}: loss {last['loss']:.4f}")
             yield found

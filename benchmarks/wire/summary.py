@@ -18,7 +18,7 @@ _HALF = 0.5
 
 def markdown(result: dict[str, Any]) -> str:
     """Every table that `result` has the measurements for."""
-    result = {name: _complete(name, section) for name, section in result.items()}
+    result = {name: _complete(section) for name, section in result.items()}
     result = {name: section for name, section in result.items() if section.get("runs", True)}
     blocks = ["## Result", _table(["", "measured", "aim", "met"], _aims(result))]
     for name in NETWORKS:
@@ -31,36 +31,36 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, "## Environment", _environment(result)])
 
 
-def _complete(name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """With those seeds alone that every variant has been trained from."""
-    if name not in NETWORKS:
+def _complete(section: dict[str, Any]) -> dict[str, Any]:
+    """With those seeds alone that float32 has been trained from: it is what others are told by."""
+    runs = section.get("runs")
+    if runs is None:
         return section
-    runs, variants = section["runs"], NETWORKS[name].variants
-    seeds = [{run["seed"] for run in runs if run["variant"] == one} for one in variants]
-    whole = set.intersection(*seeds)
-    return {**section, "runs": [run for run in runs if run["seed"] in whole]}
+    seeds = {run["seed"] for run in runs if run["variant"] == "float32"}
+    return {**section, "runs": [run for run in runs if run["seed"] in seeds]}
 
 
 def relative(section: dict[str, Any], variant: str, key: str) -> list[float]:
-    """A variant's number as a fraction of float32's, for each seed."""
+    """A variant's number as a fraction of float32's, for each seed that it has."""
     of = {(run["variant"], run["seed"]): run[key] for run in section["runs"]}
-    seeds = sorted({seed for _, seed in of})
+    seeds = sorted(seed for kind, seed in of if kind == variant)
     return [of[variant, seed] / of["float32", seed] for seed in seeds]
 
 
 def _aims(result: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
-    for name in (n for n in NETWORKS if n in result):
+    networks = [name for name in NETWORKS if name in result]
+    for name in networks:
         for variant in ("bfloat16 wire", "int8 wire"):
             changes = [ratio - 1 for ratio in relative(result[name], variant, "loss")]
-            seeds = f"mean of {len(changes)} seeds" if len(changes) > 1 else "one seed"
-            what = f"{name}: final loss with {variant}, {seeds}"
-            rows.append([what, _with_error(changes), f"± {_MOST:.1%}", _clearly(changes)])
-    for name in (n for n in NETWORKS if n in result):
-        halves = relative(result[name], "bfloat16 wire", "bytes")[0]
-        quarters = relative(result[name], "int8 wire", "bytes")[0]
-        rows.append([f"{name}: bytes, bfloat16", f"{halves:.3f}", "0.5", _near(halves, 0.5)])
-        rows.append([f"{name}: bytes, int8", f"{quarters:.3f}", "0.25", _near(quarters, 0.25)])
+            if changes:
+                seeds = f"mean of {len(changes)} seeds" if len(changes) > 1 else "one seed"
+                what = f"{name}: final loss with {variant}, {seeds}"
+                rows.append([what, _with_error(changes), f"± {_MOST:.1%}", _clearly(changes)])
+    for name in networks:
+        for wire, aim in (("bfloat16", 0.5), ("int8", 0.25)):
+            for part in relative(result[name], f"{wire} wire", "bytes")[:1]:
+                rows.append([f"{name}: bytes, {wire}", f"{part:.3f}", str(aim), _near(part, aim)])
     if "memory" in result:
         for what, key in (("kept by autograd", "saved_mib"), ("peak memory", "grown_mib")):
             without, with_it = (row[key] for row in result["memory"]["rows"])
@@ -99,11 +99,14 @@ def _network(name: str, section: dict[str, Any]) -> str:
     rows: list[Row] = []
     for variant in NETWORKS[name].variants:
         runs = [run for run in section["runs"] if run["variant"] == variant]
+        if not runs:
+            continue
         changes = [ratio - 1 for ratio in relative(section, variant, "loss")]
         tests = [ratio - 1 for ratio in relative(section, variant, "test_loss")]
         rows.append(
             [
                 variant,
+                str(len(runs)),
                 f"{mean(run['loss'] for run in runs):.4f}",
                 f"{mean(changes):+.2%} ({min(changes):+.2%} .. {max(changes):+.2%})",
                 f"{mean(tests):+.2%} ({min(tests):+.2%} .. {max(tests):+.2%})",
@@ -113,11 +116,11 @@ def _network(name: str, section: dict[str, Any]) -> str:
                 f"{median(run['start_s'] for run in runs):.1f}",
             ]
         )
-    head = ["", "final loss", "of float32's", "test loss, of float32's", quality.replace("_", " ")]
+    head = ["", "seeds", "final loss", "of float32's", "test loss, of float32's"]
+    more = [quality.replace("_", " "), "bytes / microbatch and edge", "ms / step", "s to start"]
     return (
-        _table([*head, "bytes / microbatch and edge", "ms / step", "s to start"], rows)
-        + f"\n\n{section['steps']} steps of 4 microbatches, "
-        f"{len({run['seed'] for run in section['runs']})} seeds (mean, least .. most)."
+        _table([*head, *more], rows)
+        + f"\n\n{section['steps']} steps of 4 microbatches; mean (least .. most) of the seeds."
     )
 
 
@@ -155,12 +158,13 @@ def _environment(result: dict[str, Any]) -> str:
     lines: list[str] = []
     rows: list[Row] = []
     for name, section in result.items():
-        e = section["environment"]
-        machine = f"- {machine_of(e)}"
-        if machine not in lines:
-            lines.append(machine)
-        about = [f"`{e['command']}`", commit_of(e), e["date"], f"{e['load']:.2f}"]
-        rows.append([name, *about, f"{section['seconds']:,}"])
+        for measured in section["measured"]:
+            e = measured["environment"]
+            machine = f"- {machine_of(e)}"
+            if machine not in lines:
+                lines.append(machine)
+            about = [f"`{e['command']}`", commit_of(e), e["date"], f"{e['load']:.2f}"]
+            rows.append([name, *about, f"{measured['seconds']:,}"])
     head = ["section", "command", "commit", "date", "load at the start", "s it took"]
     return "\n".join([*lines, "", _table(head, rows)])
 

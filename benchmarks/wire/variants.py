@@ -6,10 +6,14 @@ processes, bit by bit.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from mach.channels import Sender
 from mach.config import Config
@@ -91,26 +95,45 @@ class Ear(Quiet):
             self.bytes_sent = self.sender.bytes_sent if self.sender is not None else 0
 
 
-def train(
-    name: str, file: str | None, seeds: list[int], quick: bool, before: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Train every variant of a network from every seed, in turns.
+@dataclass(frozen=True)
+class Asked:
+    """Which runs of a network."""
+
+    network: str
+    file: str | None
+    seeds: Sequence[int]
+    variants: Sequence[str] | None
+    """None: all that the network has."""
+    quick: bool
+    jobs: int
+    """Runs side by side, on one thread each."""
+
+
+def train(asked: Asked, before: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Train variants of a network from every seed, in turns.
 
     Args:
         before: runs that have been measured; they are not repeated.
 
     Yields:
-        What is known after each run.
+        What is known after each run, the newest last.
     """
-    network = NETWORKS[name]
-    steps = 8 if quick else network.steps
+    network = NETWORKS[asked.network]
+    steps = 8 if asked.quick else network.steps
     runs = [run for run in before if run["steps"] == steps]
-    for seed in seeds:
-        for variant in network.variants:
-            if not any((run["variant"], run["seed"]) == (variant, seed) for run in runs):
-                found = _run(_config(network, variant, file, seed, steps))
-                runs.append({"variant": variant, "seed": seed, "steps": steps, **found})
-                yield {"about": network.about, "steps": steps, "runs": runs}
+    known = {(run["variant"], run["seed"]) for run in runs}
+    variants = [one for one in network.variants if one in (asked.variants or network.variants)]
+    missing = [(v, seed) for seed in asked.seeds for v in variants if (v, seed) not in known]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(asked.jobs, context, torch.set_num_threads, (1,)) as pool:
+        running = {
+            pool.submit(_run, asked.network, variant, asked.file, seed, steps): (variant, seed)
+            for variant, seed in missing
+        }
+        for done in as_completed(running):
+            variant, seed = running[done]
+            runs.append({"variant": variant, "seed": seed, "steps": steps, **done.result()})
+            yield {"about": network.about, "steps": steps, "runs": runs}
 
 
 def _config(network: Network, variant: str, file: str | None, seed: int, steps: int) -> Config:
@@ -119,7 +142,8 @@ def _config(network: Network, variant: str, file: str | None, seed: int, steps: 
     return compose([*network.overrides, *usual, *where, *VARIANTS[variant]])
 
 
-def _run(config: Config) -> dict[str, Any]:
+def _run(name: str, variant: str, file: str | None, seed: int, steps: int) -> dict[str, Any]:
+    config = _config(NETWORKS[name], variant, file, seed, steps)
     ears = [Ear() for _ in range(config.components)]
     began_s = time.perf_counter()
     oracle = Oracle(config, open_dataset(config.data), list(ears))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--", ":/src", ":/conf")),
         "date": date.today().isoformat(),
-        "command": " ".join(["python", *map(_nameless, [_program(), *sys.argv[1:]])]),
+        "command": shlex.join(["python", *map(_nameless, [_program(), *sys.argv[1:]])]),
     }
 
 
