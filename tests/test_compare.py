@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from mach.errors import RunFolderError
 from mach.records import Notes, read_run
-from mach.report.compare import config_lines, gather, result_lines
+from mach.report.compare import config_lines, gather, result_lines, show
 from mach.sweepfolder import enter
 from mach.sweeptable import TABLE, Row, read, write
 from runs import result
@@ -57,8 +59,8 @@ def test_the_jobs_of_a_sweep_have_a_row_each_and_failed_ones_are_told(finished, 
             (sweep_dir / str(n)).rmdir()
             another(tmp_path, finished[0], sweep_dir / str(n), 0.9 + n / 100, seed=n)
             (tmp_path / "kept").rename(sweep_dir / str(n) / "overrides.yaml")
-    other = another(tmp_path, finished[0], tmp_path / "other", 0.8, seed=9)
-    done = run([*MACH, "compare", "sweep", str(other)], tmp_path, deadline_s=60)
+    another(tmp_path, finished[0], tmp_path / "other", 0.8, seed=9)
+    done = run([*MACH, "compare", "sweep", "other"], tmp_path, deadline_s=60)
     assert done.code == 0, done
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
     rows = {row[0]: row[1:3] for row in table if row and row[0].startswith("sweep/")}
@@ -66,6 +68,19 @@ def test_the_jobs_of_a_sweep_have_a_row_each_and_failed_ones_are_told(finished, 
     assert rows["sweep/3"] == ["3", "93.00 % (+3.00)"]
     assert "sweep/4" not in rows
     assert "mach: sweep/4: this job failed: burnt" in done.stderr, done
+
+
+def test_in_a_narrow_terminal_no_name_of_a_key_and_no_number_is_cut(finished, tmp_path):
+    names = ("components", "microbatch_size", "accumulate", "delay", "credits", "feedback", "seed")
+    for n in range(5):
+        another(tmp_path, finished[0], tmp_path / f"run-{n}", 0.9, **dict.fromkeys(names, 1000 + n))
+    runs = gather([tmp_path], Notes())
+    pipe = io.StringIO()
+    show(runs, Console(file=pipe, width=80))
+    words = pipe.getvalue().replace("│", " ").split()
+    assert max(map(len, pipe.getvalue().splitlines())) <= 80
+    assert {f"{name}=1004" for name in names} <= set(words)
+    assert {"samples_per_s", "accuracy", "90.00"} <= set(words)
 
 
 def test_two_results_for_one_job_are_told(finished, tmp_path):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from clouds import clouds, make
 from mach.cli import answer
 from mach.forecast import Durations, forecast, in_flight
-from mach.report.plan import warnings
+from mach.report.plan import show, warnings
 from mach.schedule import lag
 from mach.topology import lanes_of
 from mach.trainer import Assembly, settle
@@ -123,6 +125,9 @@ def test_messages_are_counted_as_they_travel(wire, size):
     config = make(2, delay=1, transport={"wire_dtype": wire})
     found = plan(config, clouds(), CPU, 2)
     assert {row.frame_bytes for row in found.traffic} == {64 + size}
+    pipe = io.StringIO()
+    show(found, "equal", Console(file=pipe, width=100))
+    assert f"] as {wire} " in pipe.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,17 @@ def test_a_sweep_is_a_table_of_its_runs(finished: Any, tmp_path: Path) -> None:
     assert rows[3].startswith("10 training 12/40 0.167 - 2,364 0:56 0")
 
 
+def test_scores_of_several_kinds_say_of_which_each_is(finished: Any, tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "0", ignore=shutil.ignore_patterns("checkpoints"))
+    assert "eval %" in shown(tmp_path)[1]
+    log = write(tmp_path / "1") / "component-1.jsonl"
+    log.write_text(log.read_text() + json.dumps(record(13, eval_bits_per_byte=2.5)) + "\n")
+    rows = shown(tmp_path)
+    assert "eval %" not in rows[1]
+    assert "% " in rows[2]
+    assert "2.500 bits/byte" in rows[3]
+
+
 def test_a_sweep_is_over_when_nothing_new_begins(finished: Any, tmp_path: Path) -> None:
     now = [0.0]
     runs = SeveralRuns(tmp_path, clock=lambda: now[0])

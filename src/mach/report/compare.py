@@ -1,6 +1,7 @@
 """In what do runs differ: in their configs, and in their results?
 
-Few runs stand side by side, a column each; more than that have a row each. Of the configs what
+Few runs stand side by side, a column each; more than that have a row each, with what differs in
+their configs in columns, or in a table of its own where the terminal is narrow. Of the configs what
 differs is shown, of the results all; beside a result its difference to that of the first run.
 """
 
@@ -10,9 +11,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,7 @@ SIDE_BY_SIDE = 4
 """Most runs that have a column each."""
 _NOT_COMPARED = ("out", "report.group")
 """Names of a run, which always differ: a sweep gives each job a group of its own."""
+_ENDLESS = 100_000
 _NONE = "-"
 _MISSING = object()
 
@@ -138,18 +141,34 @@ def _print_rows(
     results: Mapping[str, list[float]],
     console: Console,
 ) -> None:
-    table = Table()
-    table.add_column("run", overflow="fold")
     shown = [
         name for name in (*sweeptable.METRICS, "loss", "samples_per_s", "wall_s") if name in results
     ]
-    for key in (*config, *shown):
-        table.add_column(Text(key), justify="right", overflow="fold")
-    cells = [_beside_the_first(name, results[name]) for name in shown]
-    for n, run in enumerate(runs):
-        own = [Text(values[n]) for values in config.values()]
-        table.add_row(Text(str(run.folder)), *own, *(column[n] for column in cells))
+    found = {name: _beside_the_first(name, results[name]) for name in shown}
+    table = _rows(runs, {**config, **found})
+    unbounded = console.options.update(width=_ENDLESS)  # what it wants, not what it gets
+    if config and Measurement.get(console, unbounded, table).minimum > console.width:
+        words = [
+            "  ".join(f"{key}={values[n]}" for key, values in config.items())
+            for n in range(len(runs))
+        ]
+        console.print(_rows(runs, {"config": words}, justify="left"))
+        table = _rows(runs, found)
     console.print(table)
+
+
+def _rows(
+    runs: Sequence[RunRecord],
+    columns: Mapping[str, Sequence[str]],
+    justify: Literal["left", "right"] = "right",
+) -> Table:
+    table = Table()
+    table.add_column("run", overflow="fold")
+    for key in columns:
+        table.add_column(Text(key), justify=justify, overflow="fold")
+    for n, run in enumerate(runs):
+        table.add_row(Text(str(run.folder)), *(Text(column[n]) for column in columns.values()))
+    return table
 
 
 def _beside_the_first(name: str, numbers: Sequence[float]) -> list[str]:

@@ -112,7 +112,9 @@ def _edges(plan: Plan) -> Table:
     table = _table("Messages", ["edge", "payload", "a microbatch", "link needed"])
     for row in plan.traffic:
         speed = f"{_bytes(row.bytes_per_s)}/s"
-        table.add_row(row.edge.name, str(row.edge.payload), _bytes(row.frame_bytes), speed)
+        wire = row.edge.wire_dtype
+        payload = str(row.edge.payload) + (f" as {wire}" if wire != "float32" else "")
+        table.add_row(row.edge.name, payload, _bytes(row.frame_bytes), speed)
     return table
 
 

@@ -180,24 +180,27 @@ class Row:
     state: str
     step: str = "-"
     loss: str = "-"
-    score: str = "-"
+    score: tuple[str, str] = ("eval", "-")
+    """As `exit_score` gives it."""
     rate: str = "-"
     eta: str = "-"
     deaths: str = "-"
 
 
-def runs_table(rows: Sequence[Row], title: str) -> Table:
-    """One row for each run; the score is that of its top exit.
-
-    Args:
-        title: what the score is measured in.
-    """
+def runs_table(rows: Sequence[Row]) -> Table:
+    """One row for each run; the score is that of its top exit, with what it is measured in where
+    that is not the same for all."""
+    measures = {row.score[0] for row in rows} - {"eval"} or {"eval"}
+    title = next(iter(measures)) if len(measures) == 1 else "eval"
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("run", overflow="ellipsis", no_wrap=True)
     table.add_column("state", width=8, no_wrap=True)
     for name in ("step", "loss", title, "/s", "to go", "deaths"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = (row.step, row.loss, row.score, row.rate, row.eta, row.deaths)
+        measure, value = row.score
+        if title == "eval" != measure:
+            value = f"{value} {measure.removeprefix('eval ')}"
+        cells = (row.step, row.loss, value, row.rate, row.eta, row.deaths)
         table.add_row(Text(row.name), styled(row.state), *cells)
     return table

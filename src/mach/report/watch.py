@@ -230,7 +230,7 @@ class OneRun:
             state=self.word,
             step=f"{state.step:,}{steps}",
             loss=fixed(number(latest.get("loss")), 3),
-            score=self.score()[1],
+            score=self.score(),
             rate=fixed(number(latest.get("samples_per_s"))),
             eta=duration(eta_s) if eta_s is not None else "-",
             deaths=str(sum(one.deaths for one in state.components)),
@@ -284,8 +284,7 @@ class SeveralRuns:
         if left_out:
             head.append(f", {len(left_out):,} of them not shown")
             rows = [row for row in rows if row not in left_out]
-        titles = (run.score()[0] for run in self._runs.values())
-        return Group(head, runs_table(rows, next((t for t in titles if t != "eval"), "eval")))
+        return Group(head, runs_table(rows))
 
     def last_words(self) -> list[RenderableType]:
         """What could not be read."""
