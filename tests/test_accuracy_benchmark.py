@@ -47,7 +47,7 @@ def test_cells_are_seeds_by_methods_by_delays_and_what_no_delay_changes_runs_onc
     assert found == [
         *of_seed(0, 4, [0, 4]),
         *of_seed(1, 4, [0, 4]),
-        *(cell for seed in (0, 1) for k in (2, 8) for cell in of_seed(seed, k, [4])),
+        *(cell for seed in (0, 1) for k in (2, 8) for cell in of_seed(seed, k, [0, 4])),
     ]
 
 

@@ -25,7 +25,7 @@ class Task:
     far: tuple[int, ...] = ()
     """Longer delays, for `LEADING` alone."""
     other_components: tuple[int, ...] = ()
-    """Chains of other lengths, for `LEADING` at the experiment's own delay."""
+    """Chains of other lengths, for `LEADING`."""
     methods: tuple[str, ...] | None = None
     """None: all of conf/method."""
     every: int = 300
@@ -134,7 +134,6 @@ def method_cells(
     def usual(method: str, seed: int) -> list[Cell]:
         return cells(method, task.components, late + far * (method in LEADING), seed)
 
-    late_others = [d for d in late if d == OTHERS_DELAY] or late[-1:]
     return [
         *(cell for seed in seeds for method in wanted for cell in usual(method, seed)),
         *(
@@ -143,13 +142,13 @@ def method_cells(
             for components in task.other_components
             for m in wanted
             if m in LEADING
-            for cell in cells(m, components, late_others, seed)
+            for cell in cells(m, components, late, seed)
         ),
     ]
 
 
-OTHERS_DELAY = 4
-"""At which chains of other lengths are trained."""
+TUNED_DELAY = 4
+"""At which late methods are tuned."""
 NO_STUDENTS = "student=none"
 
 

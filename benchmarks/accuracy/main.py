@@ -28,8 +28,8 @@ from data import mnist1d_file
 from grid import (
     ALONE,
     LEADING,
-    OTHERS_DELAY,
     TASKS,
+    TUNED_DELAY,
     Cell,
     Changes,
     alone_cells,
@@ -139,7 +139,7 @@ class Bench:
     def _settle(self, method: str, seeds: Sequence[int], choose: Chooser) -> Changes:
         """Run what has to be tried until there is a choice."""
         task = TASKS[self._name]
-        usual = OTHERS_DELAY if OTHERS_DELAY in task.delays else task.delays[-1]
+        usual = TUNED_DELAY if TUNED_DELAY in task.delays else task.delays[-1]
         late = usual if self._options.tuned_delay is None else self._options.tuned_delay
         delay = 0 if self._undelayed([method]) else late
         grid = grid_of(self._name, self._delayed(method))
