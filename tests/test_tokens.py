@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mach import checkpoint
+from mach.asking.answers import read
 from mach.config import TextConfig, TokensConfig
 from mach.configfile import from_mapping
 from mach.data import Batches, Dataset, check, encoding, open_dataset, tokenizers
@@ -30,6 +32,7 @@ from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight
 from mach.metrics import Score, Task
 from mach.shapes import TensorSpec
+from mach.signature import Signature
 from mach.trainer import Oracle
 
 CPU = torch.device("cpu")
@@ -349,6 +352,38 @@ def test_a_run_reports_bits_per_byte_of_the_original_text(tmp_path: Path, name: 
     bytes_per_token = open_dataset(config).task.bytes_per_target
     assert bytes_per_token == 1.0 if name == "byte" else bytes_per_token > 1.1
     assert top["bits_per_byte"] == pytest.approx(top["loss"] / math.log(2) / bytes_per_token)
+
+
+@pytest.mark.parametrize("text", ["ï", "東", "🚀 ate", "the hens"])
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_of_a_text_are_over_the_bytes_of_what_was_predicted(name: str, text: str) -> None:
+    """The first token of "ï" was taken for the three bytes of what marks half a character: one byte
+    less than none was left to predict."""
+    tokenizer = tokenizer_of(name)
+    vocabulary, encoded = tokenizer.vocabulary, tokenizer.encode(text)
+    whole = {"tokenizer": tokenizer.describe(), "low": 0.0, "high": vocabulary - 1.0}
+    signature = Signature((4,), vocabulary, "bits_per_byte", True, True, True, **whole)
+    found = read(Uniform(vocabulary), torch.from_numpy(encoded), signature, tokenizer)
+    alone = {  # bytes of the first token
+        "byte": 1,
+        "char": len(text[0].encode()),
+        "tiktoken:words": 3 if text.startswith("the") else 1,
+    }
+    predicted = len(text.encode()) - alone[name]
+    bits = math.log2(vocabulary) * (len(encoded) - 1)
+    expected = pytest.approx(bits / predicted) if predicted else None
+    assert found.bits_per_byte == expected
+
+
+class Uniform(nn.Module):
+    """Takes every token for as likely as the others, whatever came before."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+
+    def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(x_BT.numel(), self.vocabulary)
 
 
 def test_tokens_of_unknown_text_are_reported_in_bits_per_token(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mach.data.tokenizers import ByteTokenizer, Tokenizer
+from mach.data.tokenizers import Tokenizer
 from mach.errors import InputError
 from mach.signature import Signature
 
@@ -76,11 +76,8 @@ def read(
         logits_NC = module(x)[-len(y) :]
         bits += float(F.cross_entropy(logits_NC.float(), y, reduction="sum")) / math.log(2)
         scored += len(y)
-    unscored = tokenizer.decode(tokens_T[: len(tokens_T) - scored].tolist())
-    whole = tokenizer.decode(tokens_T.tolist())
-    scored_bytes = len(whole.encode()) - len(unscored.encode())
-    if isinstance(tokenizer, ByteTokenizer):  # which may cut a character
-        scored_bytes = scored
+    # Of bytes, not of text: the first token, which is not scored, may be a part of a character.
+    scored_bytes = len(tokenizer.bytes_of(tokens_T[len(tokens_T) - scored :].tolist()))
     logits_C = last_rows(module(tokens_T[None, -context:]), 1)[0]
     return Reading(len(tokens_T), bits, scored_bytes, logits_C)
 

@@ -136,8 +136,7 @@ class Dataset:
         """Of a part of the text; where only the user knows, what holds for all of it."""
         if self.tokenizer is None or isinstance(self.tokenizer, ByteTokenizer):
             return self.task.bytes_per_target
-        # A character cut in two at an end of the part may be some bytes longer or shorter.
-        return len(self.tokenizer.decode(tokens.tolist()).encode()) / len(tokens)
+        return len(self.tokenizer.bytes_of(tokens.tolist())) / len(tokens)
 
     def __str__(self) -> str:
         """One line for the console."""

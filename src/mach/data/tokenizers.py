@@ -45,8 +45,12 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
+        """What some tokens say, in UTF-8; they may begin or end within a character."""
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of some tokens; what is no text becomes the replacement character."""
+        return self.bytes_of(tokens).decode(errors="replace")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -70,8 +74,8 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> Array:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(map(int, tokens)).decode(errors="replace")
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
+        return bytes(map(int, tokens))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "vocabulary": self.vocabulary}
@@ -106,8 +110,8 @@ class CharTokenizer(Tokenizer):
             )
         return tokens.astype(np.int64)
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        return "".join(self.characters[token] for token in tokens)
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
+        return "".join(self.characters[token] for token in tokens).encode()
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "characters": self.characters}
@@ -135,8 +139,8 @@ class TiktokenTokenizer(Tokenizer):
     def encode(self, text: str) -> Array:
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        return b"".join(self._bytes_of(int(token)) for token in tokens).decode(errors="replace")
+    def bytes_of(self, tokens: Iterable[int]) -> bytes:
+        return b"".join(self._bytes_of(int(token)) for token in tokens)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "vocabulary": self.vocabulary, "digest": self._known_digest}
