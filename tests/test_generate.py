@@ -16,9 +16,9 @@ from mach import cli, runfolder
 from mach.config import Config, GenerateConfig
 from mach.configfile import from_arguments, load
 from mach.data.tokenizers import ByteTokenizer
-from mach.errors import CheckpointError, ConfigError
+from mach.errors import CheckpointError, ConfigError, InputError
 from mach.generate import Writer, sample, spell
-from mach.inference import Run
+from mach.inference import Run, Window
 from spawn import MACH, run
 from texts import make, train, write_text
 
@@ -145,6 +145,15 @@ def test_the_least_temperature_is_greedy():
         assert draw([0.0, 30.0, 29.0], temperature=temperature, tokens=50)[1] == 1
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_token_is_drawn_from_what_is_no_number(bad, temperature):
+    """torch refused to draw, in a traceback; at temperature 0 the first of them was written."""
+    with pytest.raises(InputError, match="expected an answer in finite numbers"):
+        draw([0.0, bad, 1.0], temperature=temperature)
+    assert draw([0.0, float("-inf"), 1.0], temperature=temperature)[1] == 0
+
+
 @pytest.mark.parametrize(
     "content",
     [b"plain", "\N{EURO SIGN}uro \N{GRINNING FACE}".encode(), b"\x80\x80\xe2A\xff", b"\xe2\x82"],
@@ -215,6 +224,14 @@ def refused(words, capsys, says):
     assert printed.err.startswith("mach: ")
     assert printed.err.count("\n") == 1
     assert re.search(says, printed.err), printed.err
+
+
+def test_a_model_that_has_diverged_says_so_on_a_line_of_its_own(chain, capsys, monkeypatch):
+    monkeypatch.setattr(Window, "forward", lambda model, x: torch.full((x.numel(), 256), torch.nan))
+    assert cli.answer("generate", [str(chain[0]), f"prompt={PROMPT}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == f"{PROMPT}\n"
+    assert re.fullmatch("mach: prompt: expected an answer in finite numbers; .*\n", printed.err)
 
 
 @pytest.fixture

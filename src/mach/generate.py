@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mach.config import GenerateConfig, SequenceConfig
 from mach.config.window import Name
 from mach.data.tokenizers import Tokenizer
-from mach.errors import ConfigError
+from mach.errors import ConfigError, InputError, MachError
 from mach.inference import Run, open_model
 from mach.rank import device_named
 
@@ -122,6 +122,9 @@ def sample(
     Args:
         model: from tokens [1, T] to logits [N, V], of which the last are of the token that follows.
         prompt_T: int64 [T].
+
+    Raises:
+        InputError: the model answers in numbers that are not finite.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)  # on the CPU: a GPU draws other numbers
@@ -130,6 +133,11 @@ def sample(
         seen_T = seen_T[-context:]
         with torch.no_grad():
             logits_V = model(seen_T[None])[-1].float().cpu()
+        if not logits_V.max().isfinite():  # a token that cannot follow may have -inf
+            raise InputError(
+                "prompt: expected an answer in finite numbers; the model has none to this text. "
+                "Look for the step at which the run diverged, or choose another window."
+            )
         token = _choose(logits_V, temperature, top_k, generator)
         yield token
         seen_T = torch.cat((seen_T, seen_T.new_tensor([token])))
@@ -186,7 +194,7 @@ def generate(config: GenerateConfig) -> int:
         for piece in chain([config.prompt], pieces):
             print(piece, end="", flush=True)
         print()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MachError):
         print()  # what is said of it gets a line of its own
         raise
     return 0
