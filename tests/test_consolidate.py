@@ -552,3 +552,12 @@ def test_of_text_the_last_windows_are_kept_back(tmp_path):
     assert len(after.x_validation) == 5 * 12 + 1
     batches = Batches(after, 0, 4, CPU, split="validation")
     assert sum(len(batches.evaluation(b)[0]) for b in range(batches.evaluation_batches())) == 5
+
+
+@pytest.mark.parametrize("more", range(1, 14))
+def test_of_text_there_is_a_whole_window_left_to_train_on(tmp_path, more):
+    """Of 12 n + 1 tokens n - 1 windows left 12, and a window has a target after its twelfth."""
+    dataset = open_dataset(make_text(write_text(tmp_path)).data)
+    dataset = replace(dataset, x_train=dataset.x_train[: 36 + more])
+    batches = Batches(dataset.keeping_back(dataset.places - 1), 0, 4, CPU, split="validation")
+    assert [tuple(tensor.shape) for tensor in batches.train(0)] == [(4, 12), (4, 12)]

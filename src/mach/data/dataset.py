@@ -96,8 +96,8 @@ class Dataset:
     @property
     def places(self) -> int:
         """Training samples; of text its windows that do not overlap."""
-        if self.y_train is None:
-            return (len(self.x_train) - 1) // self.task.sample.shape[0]
+        if self.y_train is None:  # two more: both parts of `keeping_back` have a last target
+            return (len(self.x_train) - 2) // self.task.sample.shape[0]
         return self._train().samples
 
     def keeping_back(self, samples: int) -> Dataset:
