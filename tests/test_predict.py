@@ -334,6 +334,23 @@ def test_what_cannot_be_asked_is_refused(asked_images, capsys, words, says):
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize("place", ["x.npy", "x.npz", "folder"])
+def test_a_language_model_takes_the_tokens_of_a_text_as_well(asked_text, tmp_path, capsys, place):
+    """As the service does; of a folder it was told to bring .npy, and then that it had numbers."""
+    (tmp_path / "a.txt").write_text("The quick\n")
+    expected = rows(predict(asked_text, f"input={tmp_path / 'a.txt'}", capsys=capsys))
+    tokens = np.array(list(b"The quick"))
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "0", tokens)
+    np.save(tmp_path / "x.npy", tokens[None])
+    np.savez(tmp_path / "x.npz", x=tokens[None])
+    found = rows(predict(asked_text, f"input={tmp_path / place}", capsys=capsys))
+    assert [{**row, "sample": "0"} for row in found] == expected
+    np.save(tmp_path / "x.npy", [[300]])
+    assert cli.answer("predict", [str(asked_text), f"input={tmp_path / 'x.npy'}"]) == 2
+    assert "sample 0: expected tokens 0 to 255; got 300" in capsys.readouterr().err
+
+
 def test_text_that_is_none_is_refused(asked_text, tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     assert cli.answer("predict", [str(asked_text), f"input={tmp_path}"]) == 2

@@ -89,10 +89,11 @@ def _texts(
 ) -> Iterator[dict[str, Any]]:
     signature, tokenizer = predictor.signature, predictor.signature.restore_tokenizer()
     assert tokenizer is not None
-    for name, text in named:
-        if not isinstance(text, str):
-            raise InputError(f"{_who(name)}: expected a text; got numbers")
-        tokens_T = tokens_of(text, signature, tokenizer, _who(name))
+    for name, said in named:
+        if isinstance(said, str):
+            tokens_T = tokens_of(said, signature, tokenizer, _who(name))
+        else:  # of an .npz or .npy: its tokens
+            tokens_T = batch_of(said[None], signature, _who(name))[0]
         reading = read(predictor.module, tokens_T, signature, tokenizer)
         classes, values = likeliest(reading.logits[None], config.top)
         follows = [spelled(token, tokenizer) for token in classes[0]]

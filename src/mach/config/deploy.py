@@ -157,7 +157,8 @@ class PredictConfig:
     input: str = "???"
     """.npz or .npy (samples along the first axis), .csv, .jsonl or .txt (a sample in each line), a
     folder of images, .npy or .txt files (each a sample, by name), or - for lines from standard
-    input. A line is a JSON array or numbers with commas; of a language model, a text."""
+    input. A line is a JSON array or numbers with commas; of a language model, a text. Arrays have
+    its tokens."""
     window: str | None = None
     """j..i or consolidated/j..i, of a run. None: the whole chain."""
     key: str | None = None
