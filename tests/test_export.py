@@ -124,6 +124,14 @@ def test_load_gives_the_module_of_a_run(images, window):
         close(model(torch.from_numpy(samples_of(images))), expected_of(images, bounds))
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_language_model_that_sees_one_token_has_no_fewer(tmp_path, kind):
+    """A length from 1 to 1 is none that torch.export can vary."""
+    config = make_text(write_text(tmp_path), 1, data={"context": 1}, steps=1)
+    folder = write(keep(config, tmp_path / "run"), tmp_path / "exported", kind)
+    assert json.loads((folder / "model.json").read_text())["check"]["max_difference"] < 1e-5
+
+
 def test_bytes_are_taken_as_they_are(images):
     model, x = mach.load(images), torch.from_numpy(samples_of(images))
     assert torch.equal(model(x), model(x.to(torch.uint8)))

@@ -149,7 +149,7 @@ def _example(signature: Signature) -> Tensor:
 
 def _dynamic(signature: Signature) -> dict[int, Any]:
     sizes: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if signature.shorter:
+    if signature.shorter and signature.shape[0] > 1:
         sizes[1] = torch.export.Dim("tokens", max=signature.shape[0])
     return sizes
 
