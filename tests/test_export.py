@@ -132,6 +132,20 @@ def test_a_language_model_that_sees_one_token_has_no_fewer(tmp_path, kind):
     assert json.loads((folder / "model.json").read_text())["check"]["max_difference"] < 1e-5
 
 
+def test_logits_bound_how_many_windows_are_compared_at_once(text, monkeypatch):
+    """64 of them with a large vocabulary took more memory than the training had."""
+    monkeypatch.setattr("mach.export.check._LOGITS", 3 * 12 * 256)
+    found, seen = Run(text), []
+    model = found.window()
+
+    def watched(x):
+        seen.append(len(x))
+        return model(x)
+
+    assert agreement(found, model, watched, samples=8).max_difference == 0
+    assert seen == [3, 3, 2]
+
+
 def test_bytes_are_taken_as_they_are(images):
     model, x = mach.load(images), torch.from_numpy(samples_of(images))
     assert torch.equal(model(x), model(x.to(torch.uint8)))

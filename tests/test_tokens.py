@@ -375,14 +375,26 @@ def test_bits_of_a_text_are_over_the_bytes_of_what_was_predicted(name: str, text
     assert found.bits_per_byte == expected
 
 
+def test_of_a_large_vocabulary_few_windows_are_computed_together() -> None:
+    """64 windows of 256 tokens of o200k_base had 13 GB of logits."""
+    model, classes = Uniform(1 << 14), 1 << 14
+    signature = Signature((256,), classes, "bits_per_byte", True, True, True, None, 0.0, classes)
+    found = read(model, torch.arange(256 * 10 + 1) % 256, signature, ByteTokenizer())
+    assert found.bits_per_byte == pytest.approx(14)
+    assert model.windows == [4, 4, 2, 1]
+
+
 class Uniform(nn.Module):
     """Takes every token for as likely as the others, whatever came before."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.windows: list[int] = []
+        """How many it was given, each time."""
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        self.windows.append(len(x_BT))
         return torch.zeros(x_BT.numel(), self.vocabulary)
 
 

@@ -17,7 +17,9 @@ from mach.signature import Signature
 # B batch, T tokens, N rows of logits, C classes
 
 _CHUNKS = 64
-"""Windows of a long text that are computed together."""
+"""Windows of a long text that are computed together, and"""
+_LOGITS = 1 << 24
+"""logits that they may have: of a large vocabulary one window has millions."""
 
 
 def last_rows(logits_NC: Tensor, samples: int) -> Tensor:
@@ -85,16 +87,18 @@ def read(
 def _windows(tokens_T: Tensor, signature: Signature) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs [B, T] and the targets of the last rows of their logits."""
     context = signature.shape[0]
+    logits = signature.classes * (context if signature.per_position else 1)  # of a window
+    together = max(1, min(_CHUNKS, _LOGITS // logits))
     if not signature.per_position:  # the token after each window, wherever it begins
         if len(tokens_T) <= context:
             return
         rows = tokens_T.unfold(0, context + 1, 1)
-        for part in rows.split(_CHUNKS):
+        for part in rows.split(together):
             yield part[:, :-1], part[:, -1]
         return
     whole = (len(tokens_T) - 1) // context * context
     x, y = tokens_T[:whole].view(-1, context), tokens_T[1 : whole + 1].view(-1, context)
-    for x_BT, y_BT in zip(x.split(_CHUNKS), y.split(_CHUNKS), strict=True):
+    for x_BT, y_BT in zip(x.split(together), y.split(together), strict=True):
         if len(x_BT):
             yield x_BT, y_BT.flatten()
     rest = tokens_T[whole + 1 :]
