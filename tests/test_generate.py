@@ -189,6 +189,19 @@ def test_the_command_writes_what_the_window_says(language_run, tmp_path, window)
     assert "".join(writer.write(PROMPT, tokens=30, seed=4)) != expected
 
 
+def test_a_terminal_without_a_character_is_given_its_number(chain, tmp_path):
+    """It ended in a traceback, at the first such character."""
+    command = [
+        *GENERATE,
+        str(chain[0]),
+        "prompt=caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "tokens=1",
+    ]
+    done = run(command, tmp_path, PYTHONIOENCODING="ascii")
+    assert done.code == 0, done
+    assert done.stdout.startswith(r"caf\xe9"), done
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -26,6 +26,7 @@ from mach.errors import InputError
 from mach.export.export import export
 from mach.inference import Run
 from mach.signature import Signature, signature_of
+from spawn import MACH, run
 
 SHAPE = (6, 5)
 
@@ -332,6 +333,16 @@ def test_what_cannot_be_asked_is_refused(asked_images, capsys, words, says):
     told = capsys.readouterr().err
     assert re.search(says, told), told
     assert told.count("\n") == 1
+
+
+def test_a_file_is_utf_8_in_any_locale(asked_text, tmp_path):
+    (tmp_path / "a.txt").write_text("The quick\n")
+    words = [str(asked_text), "input=a.txt", "out=a.csv", "top=256"]  # halves of characters, too
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run([*MACH, "predict", *words], tmp_path, **ascii_alone)
+    assert done.code == 0, done
+    (row,) = rows((tmp_path / "a.csv").read_text(encoding="utf-8"))
+    assert "\N{REPLACEMENT CHARACTER}" in row.values()
 
 
 @pytest.mark.parametrize("place", ["x.npy", "x.npz", "folder"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ Arguments = TypeVar("Arguments")
 def main() -> None:
     """Entry point of the `mach` command."""
     _open_closed_streams()
+    _escape_what_has_no_bytes()
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -80,6 +82,13 @@ def _open_closed_streams() -> None:
             os.set_inheritable(number, True)
             stream = os.fdopen(number, "w" if number else "r", closefd=False)
             setattr(sys, name, stream)
+
+
+def _escape_what_has_no_bytes() -> None:
+    """A terminal may have fewer characters than a language model writes, or than a name has: such
+    a one is written as \\u20ac, as it is in what we say of mistakes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _complete(arguments: list[str]) -> int:

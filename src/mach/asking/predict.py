@@ -161,7 +161,7 @@ def _output(out: str | None) -> Iterator[IO[str]]:
     # A file in the place of a device or a pipe would be another thing.
     special = path.exists() and not path.is_file()
     try:
-        with path.open("w", newline="") if special else _appearing(path) as file:
+        with _open(path) if special else _appearing(path) as file:
             yield file
     except OSError as error:
         raise InputError(f"out={out}: cannot be written: {error.strerror or error}") from error
@@ -171,8 +171,12 @@ def _output(out: str | None) -> Iterator[IO[str]]:
 def _appearing(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", newline="") as file:
+        with _open(temporary) as file:
             yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> IO[str]:
+    return path.open("w", newline="", encoding="utf-8")  # whatever the terminal has
