@@ -19,6 +19,7 @@ from mach.asking.answers import read
 from mach.config import TextConfig, TokensConfig
 from mach.configfile import from_mapping
 from mach.data import Batches, Dataset, check, encoding, open_dataset, tokenizers
+from mach.data.files import Array
 from mach.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -231,15 +232,39 @@ def test_piece_by_piece_gives_the_tokens_of_the_whole(monkeypatch: pytest.Monkey
     for token in (b"\n\n", b".\n", b"_\n", b"0\n", b"n\n", b"\n ", b"\n  ", b"\n\n  ", b"th"):
         ranks[token] = len(ranks)
     monkeypatch.setattr(encoding, "_PIECE", 1)
-    pieces = list(encoding._pieces(iter([TEXT[:99], TEXT[99:]])))
+    text = TEXT + TEXT.replace("\n", "\r\n") + "{th}\n{the}.\n/n\n\nthe 0.\nthen" * 12
+    pieces = list(encoding._pieces(iter([text[:99], text[99:]])))
     assert len(pieces) > 12
-    assert "".join(pieces) == TEXT
+    assert "".join(pieces) == text
     found = patterns()
     assert {"gpt2", "cl100k_base", "o200k_base"} <= found.keys()
     for name, pattern in found.items():
         one = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         by_piece = [token for piece in pieces for token in one.encode_ordinary(piece)]
-        assert by_piece == one.encode_ordinary(TEXT), name
+        assert by_piece == one.encode_ordinary(text), name
+
+
+@pytest.mark.parametrize("end", ["fox\n", "fox\r\n", ".\n", "}\n"])
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_text_is_encoded_in_pieces_whatever_its_lines_end_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    """Those of Windows, and lines that end in a sign, as those of JSON do, were all in memory at
+    once, and looked through again with every chunk that was read."""
+    monkeypatch.setattr(encoding, "CHUNK_BYTES", 99)
+    monkeypatch.setattr(encoding, "_PIECE", 50)
+    lengths: list[int] = []
+    kind = CharTokenizer if name == "char" else TiktokenTokenizer
+    encode = kind.encode
+
+    def watched(self: Tokenizer, text: str) -> Array:
+        lengths.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(kind, "encode", watched)
+    open_dataset(text_config(tmp_path, f"the 10 hens {end}" * 200, tokenizer=name))
+    assert sum(lengths) == len(f"the 10 hens {end}" * 200)
+    assert max(lengths) < 200
 
 
 def test_a_changed_text_is_encoded_again(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from mach.errors import DataError
 
 _PIECE = 1 << 20
 """Characters encoded at a time."""
-# A word ends a line. The patterns with which tiktoken's encodings split a text before they merge
-# bytes all split it there, so that piece by piece gives the tokens of the whole.
-_BORDER = re.compile(r"(?<=[^\W_])(?=\n)")
+# A word ends a line; or a line that ends in anything is over, and the next begins at once. The
+# patterns with which tiktoken's encodings split a text before they merge bytes all split it there,
+# so that piece by piece gives the tokens of the whole.
+_BORDER = re.compile(r"(?<=[^\W_])(?=[\r\n])|(?<=\S\n)(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def encode_file(
 
         def chunks(its_bytes: Array = its_bytes, part: str = part) -> Iterator[bytes]:
             start = 0 if part == "train" else cut
-            for piece in _pieces(_characters(path, its_bytes, start)):
+            texts = _characters(path, its_bytes, start)
+            # A character is a token of its own wherever the text is cut.
+            for piece in texts if isinstance(found, CharTokenizer) else _pieces(texts):
                 yield found.encode(piece).astype(dtype).tobytes()
 
         file = cache.cached(cache_folder, f"{name}-{cut}-{part}.bin", chunks)
