@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mach import checkpoint
 from mach.asking.answers import read
-from mach.config import TextConfig, TokensConfig
+from mach.config import ServeConfig, TextConfig, TokensConfig
 from mach.configfile import from_mapping
 from mach.data import Batches, Dataset, check, encoding, open_dataset, tokenizers
 from mach.data.files import Array
@@ -32,6 +32,8 @@ from mach.errors import CheckpointError, DataError
 from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight
 from mach.metrics import Score, Task
+from mach.predictor import Predictor
+from mach.serve.app import create_app
 from mach.shapes import TensorSpec
 from mach.signature import Signature
 from mach.trainer import Oracle
@@ -535,6 +537,24 @@ def test_without_a_network_a_sentence_says_what_could_not_be_had(
     with pytest.raises(DataError, match=r"tiktoken:gpt2: expected to have .* TIKTOKEN_CACHE_DIR"):
         open_dataset(text_config(tmp_path, tokenizer="tiktoken:gpt2"))
     assert not list(tmp_path.glob("cache/*"))
+
+
+def test_a_service_has_its_encoding_before_the_first_text_comes() -> None:
+    """It listened all the same, and told every text that it could not be read; to load the encoding
+    then held up all others."""
+    described = TiktokenTokenizer("tiktoken:words").describe()
+
+    def service(description: dict[str, object]) -> None:
+        signature = Signature(
+            (8,), 266, "bits_per_byte", True, True, True, description, low=0.0, high=265.0
+        )
+        model = Uniform(266)
+        predictor = Predictor("chain 0..0", Path("run"), signature, model, (), lambda x: [model(x)])
+        create_app(predictor, ServeConfig("run"))
+
+    service(described)
+    with pytest.raises(DataError, match=r"expected the vocabulary 00.*tiktoken has"):
+        service({**described, "digest": "00"})
 
 
 def test_an_encoding_that_has_changed_is_refused() -> None:

@@ -88,7 +88,11 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(predictor: Predictor, config: ServeConfig) -> FastAPI:
-    """The service of one model, as an ASGI application."""
+    """The service of one model, as an ASGI application.
+
+    Raises:
+        DataError: its tokenizer cannot be had.
+    """
     service = _Service(predictor, config)
 
     @asynccontextmanager
@@ -126,6 +130,8 @@ class _Service:
     def __init__(self, predictor: Predictor, config: ServeConfig) -> None:
         self._predictor, self._signature = predictor, predictor.signature
         self._tokenizer = predictor.signature.restore_tokenizer()
+        if self._tokenizer is not None:
+            self._tokenizer.encode("")  # now: tiktoken may have to download, and may not be there
         self._timeout_s = config.answer_timeout_s
         self.batcher = Batcher(
             self._compute,
