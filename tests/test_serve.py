@@ -18,7 +18,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from kept import SHAPE
+from kept import SHAPE, keep
 from mach.config import ServeConfig
 from mach.inference import Run
 from mach.predictor import open_predictor
@@ -27,6 +27,8 @@ from mach.serve.batching import Batcher, BusyError, TooManyError
 from mach.serve.npy import read, written
 from served import GOOD, JSON, NPY, client_of, npy, probabilities, x_of
 from spawn import until
+from texts import make as make_text
+from texts import write_text
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +346,17 @@ def test_a_bad_query_is_refused(client, query):
 def test_what_is_no_text_is_refused(asked_text, inputs):
     with client_of(asked_text) as client:
         assert client.post("/predict", json={"inputs": inputs}).status_code == 422
+
+
+def test_a_text_is_described_by_its_tokens_not_by_its_characters(tmp_path):
+    """Six characters are twelve bytes, as many as the model takes; they were said to be too few."""
+    config = make_text(write_text(tmp_path), model={"name": "mlp", "heads": None}, steps=1)
+    with client_of(keep(config, tmp_path / "run")) as client:
+        assert client.post("/predict", json={"inputs": ["\u00e9" * 6]}).status_code == 200
+        assert client.post("/predict", json={"inputs": ["e" * 6]}).status_code == 422
+        body = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
+    text = body["content"][JSON["content-type"]]["schema"]["properties"]["inputs"]["items"]
+    assert text == {"type": "string", "minLength": 1, "description": "At least 12 tokens."}
 
 
 def test_too_many_samples_at_once_are_told_to_be_fewer(asked_images, asked_text):

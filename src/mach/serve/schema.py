@@ -38,8 +38,9 @@ def takes_text(signature: Signature) -> bool:
 
 def _sample(signature: Signature) -> dict[str, Any]:
     if takes_text(signature):
+        # How many tokens a text has does not follow from its length.
         least = 1 if signature.shorter else signature.shape[0]
-        return {"type": "string", "minLength": least}
+        return {"type": "string", "minLength": 1, "description": f"At least {least} tokens."}
     if signature.text:
         item: dict[str, Any] = {
             "type": "integer",
