@@ -382,7 +382,9 @@ def test_a_text_is_no_sample_of_a_model_whose_tokenizer_nobody_knows(tmp_path):
         list(samples_in(str(tmp_path), None, signature))
 
 
-@pytest.mark.parametrize("values", [[[1, 300]], [[1, -1]], [[0.5, 1]]])
+@pytest.mark.parametrize(
+    "values", [[[1, 300]], [[1, -1]], [[0.5, 1]], [[math.nan, 1]], [[1e30, 1]]]
+)
 def test_tokens_outside_the_vocabulary_are_refused(values):
     signature = Signature((2,), 256, "bits_per_token", True, True, True, None, 0, 255)
     assert batch_of([[1, 2]], signature).tolist() == [[1, 2]]

@@ -105,7 +105,8 @@ def _array(values: Any, signature: Signature, who: str) -> Array:
 
 
 def _tokens(array: Array, signature: Signature, who: str) -> Tensor:
-    whole = array.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # nan, and what is beyond int64, is told in words
+        whole = array.astype(np.int64)
     wrong = (whole != array) | (whole < 0) | (whole >= signature.classes)
     if wrong.any():
         sample, place = (int(i) for i in np.argwhere(wrong)[0])
