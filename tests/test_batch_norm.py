@@ -19,7 +19,7 @@ from mach.component.losses import target_loss
 from mach.component.modes import Modes
 from mach.config import StudentConfig
 from mach.data import Batches
-from mach.trainer import Oracle
+from mach.trainer import Oracle, Simulation
 from runs import assert_same_tensors
 from test_resume import DiedError, chain
 
@@ -157,6 +157,26 @@ def test_a_run_that_was_interrupted_has_the_statistics_of_one_that_was_not(
     bodies = (trainer.worker.component.body for trainer in resumed)
     counts = {int(b) for body in bodies for n, b in body.named_buffers() if "tracked" in n}
     assert counts == {config.microbatches}
+
+
+def test_who_has_taken_all_its_steps_and_computes_for_others_counts_no_more(dataset):
+    """Under `free`. A simulated run had other scores than what it had saved, by the statistics."""
+    config = make_resnet(
+        3,
+        schedule="free",
+        delay=1,
+        steps=4,
+        head={"weight": 0.1},
+        model={**BATCH, "layers": 8},
+        student={"enabled": True},
+    )
+    simulation = Simulation(config, dataset, pace_s=[1.0, 1.0, 3.0])
+    simulation.run()
+    for k, life in enumerate(simulation.lives):
+        for part, module in life.component.modules().items():
+            assert_same(module.state_dict(), simulation._saved[k].modules[part])
+    moved = [life.worker._begun > config.microbatches for life in simulation.lives]
+    assert moved == [True, True, False], "the two below went on for the top"
 
 
 # --- one component ---------------------------------------------------------------------------

@@ -247,6 +247,11 @@ class Component:
         for module in (self.body, self.head):
             module.zero_grad()
 
+    def uncounted(self) -> AbstractContextManager[None]:
+        """In here no microbatch is counted in running statistics: what is computed for the
+        neighbours alone, after the last step, is no training."""
+        return self._modes.uncounted()
+
     def resume(self, step: int, ages: Ages | None = None) -> None:
         """Go on after optimizer step `step`, with nothing in flight.
 

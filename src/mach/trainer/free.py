@@ -8,6 +8,7 @@ that is all it takes to draw the same samples here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -244,7 +245,8 @@ class FreeWorker(Worker):
         self._begun += 1
         component, parent = self.component, self.channels.to_parent
         gradient_comes = self._gradient_comes()
-        h = component.forward(sample, inputs, x, y, staleness=int(gradient_comes))
+        with self._counting():
+            h = component.forward(sample, inputs, x, y, staleness=int(gradient_comes))
         if parent is None:
             self._finish(sample, None)
             return
@@ -271,12 +273,17 @@ class FreeWorker(Worker):
         self.backwards += 1
         if alone:
             self._count("alone")
-        child_gradient = self.component.backward(sample, gradient, alone=alone)
+        with self._counting():
+            child_gradient = self.component.backward(sample, gradient, alone=alone)
         child = self.channels.to_child
         if child is None or child_gradient is None or sample.origin == self.index:
             return
         if not child.offer(self._header(sample), child_gradient) and child.alive:
             self._count("dropped_down")
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """Whether microbatches count in running statistics, which are as trained as weights."""
+        return self.component.uncounted() if self.serving else nullcontext()
 
     def _count(self, what: str) -> None:
         """Of what it is trained on: a component that has taken all its steps goes on for others."""
