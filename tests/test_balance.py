@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mach.balance import partition
+from mach.trainer import measure
 from mach.trainer.measure import Stopwatch
 
 
@@ -63,3 +64,45 @@ def test_what_is_measured_may_change_its_input_in_place(gradient):
     times = Stopwatch(torch.device("cpu"), 1.0, 1).times(module, module, x, gradient)
     assert min(times.forward_s, times.backward_s) > 0
     assert torch.equal(x, -torch.ones(4, 3))
+
+
+class Hands:
+    """A clock that goes when it is told to; stands in for `time`."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        return self.now_s
+
+    def laps(self, *lengths_s):
+        """Something that takes as long, the first times and from then on."""
+        coming = iter(lengths_s)
+
+        def laps(lap):
+            lap()
+            self.now_s += next(coming, lengths_s[-1])
+            lap()
+
+        return laps
+
+
+@pytest.fixture
+def hands(monkeypatch):
+    found = Hands()
+    monkeypatch.setattr(measure, "time", found)
+    return found
+
+
+def test_what_the_first_of_all_runs_loads_is_not_its_time(hands):
+    """The first gradient of a process loads a part of torch: a second on a busy machine, more than
+    the share of one of 34 things. A stem was weighed so, and the lowest component had one block."""
+    watch = Stopwatch(torch.device("cpu"), 20.0, 34)
+    assert watch.medians(hands.laps(1.0, 0.03)) == [pytest.approx(0.03)]
+
+
+def test_what_is_slow_is_measured_once_when_the_time_is_over(hands):
+    watch = Stopwatch(torch.device("cpu"), 20.0, 34)
+    for _ in range(34):
+        assert watch.medians(hands.laps(2.0)) == [pytest.approx(2.0)]
+    assert hands.now_s < 34 * 2.0 + 20.0
