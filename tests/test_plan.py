@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 
 from clouds import clouds, make
+from images import images, make_resnet
 from mach.cli import answer
 from mach.forecast import Durations, forecast, in_flight
 from mach.report.plan import show, warnings
 from mach.schedule import lag
+from mach.shapes import TensorSpec
 from mach.topology import lanes_of
 from mach.trainer import Assembly, settle
 from mach.trainer.plan import plan
@@ -128,6 +130,20 @@ def test_messages_are_counted_as_they_travel(wire, size):
     pipe = io.StringIO()
     show(found, "equal", Console(file=pipe, width=100))
     assert f"] as {wire} " in pipe.getvalue()
+
+
+def test_messages_of_images_are_told_whole_on_80_columns():
+    """Cut off, with the dtype they travel in, as four numbers are longer than two."""
+    config = make_resnet(2, delay=1, transport={"wire_dtype": "int8"})
+    found = plan(config, images(8, 8), CPU, 2)
+    row = found.traffic[0]
+    large = replace(row.edge, payload=TensorSpec((128, 128, 128, 128), torch.bfloat16))
+    pipe = io.StringIO()
+    show(replace(found, traffic=[replace(row, edge=large)]), "equal", Console(file=pipe, width=80))
+    messages = pipe.getvalue().partition("Messages")[2].partition("Warning")[0]
+    assert "…" not in messages
+    assert max(map(len, messages.splitlines())) <= 80
+    assert "int8" in messages
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def _memory(plan: Plan) -> Table:
 
 def _edges(plan: Plan) -> Table:
     table = _table("Messages", ["edge", "payload", "a microbatch", "link needed"])
+    table.columns[1].no_wrap = False  # an image's is too long for a line of 80
     for row in plan.traffic:
         speed = f"{_bytes(row.bytes_per_s)}/s"
         wire = row.edge.wire_dtype
