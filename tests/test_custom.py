@@ -169,6 +169,33 @@ def test_a_head_and_a_student_of_ones_own_are_used(dataset):
     assert parts["head"].bias is None
 
 
+def test_a_head_draws_the_same_random_numbers_with_students_and_without(dataset):
+    """It drew others: a student is trained through it, and drew from the same stream."""
+    late = {"delay": 1, "head": {"weight": 0.1}, "model": {"head": "brought:drawing_head"}}
+    with_students, without = (
+        Oracle(own("vectors", 3, student={"enabled": enabled}, **late), dataset)
+        for enabled in (True, False)
+    )
+    for oracle in (with_students, without):
+        oracle.run()
+    for part in ("body", "head"):
+        for name, value in weights(without, part).items():
+            assert torch.equal(weights(with_students, part)[name], value), name
+
+
+def test_what_a_student_is_trained_through_draws_anew_for_every_microbatch(dataset):
+    config = own("vectors", 2, student={"enabled": True}, model={"head": "brought:drawing_head"})
+    component = Oracle(config, dataset).trainers[1].worker.component
+    dropped = []
+    dropout, _ = component.modules()["head"]
+    dropout.register_forward_hook(lambda _, args, out: dropped.append((out == 0).flatten()))
+    x, y = Batches(dataset, 0, 8, CPU).train(0)
+    for _ in range(3):
+        component.distil(x, torch.ones(8, 12), y)
+    assert not torch.equal(dropped[0], dropped[1])
+    assert not torch.equal(dropped[1], dropped[2])
+
+
 def test_of_a_student_that_is_frozen_in_part_the_rest_learns(dataset):
     halves = {"student": "brought:half_frozen_student"}
     oracle = Oracle(own("vectors", 2, student={"enabled": True}, model=halves), dataset)

@@ -15,6 +15,8 @@ from torch import Tensor
 RANDOM = "random_state"
 """What all names of `streams` begin with."""
 _ON_GPU = RANDOM + "/gpu"
+_APART = 0x9E3779B97F4A7C15
+"""Far from the seeds of components, which are neighbours (the golden ratio of 64 bits)."""
 
 
 def seed_of(seed: int, components: int, k: int) -> int:
@@ -30,11 +32,32 @@ def streams(device: torch.device) -> dict[str, Tensor]:
     return now
 
 
+def first(seed: int, device: torch.device) -> dict[str, Tensor]:
+    """Where the streams of a device are that begin with this seed."""
+    states = {RANDOM: torch.Generator().manual_seed(seed).get_state()}
+    if device.type == "cuda":
+        states[_ON_GPU] = torch.Generator(device).manual_seed(seed).get_state()
+    return states
+
+
 def go_on_from(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Put the streams of a device where `streams` found them."""
     torch.set_rng_state(states[RANDOM])
     if device.type == "cuda" and _ON_GPU in states:  # a run may begin on CPU and go on here
         torch.cuda.set_rng_state(states[_ON_GPU], device)
+
+
+@contextmanager
+def apart(number: int, device: torch.device) -> Iterator[None]:
+    """Draw from streams of their own in here, others for every number: outside it is as if nothing
+    had been drawn."""
+    found = streams(device)
+    seed = (torch.initial_seed() + _APART * (number + 1)) % 2**64
+    go_on_from(first(seed, device), device)
+    try:
+        yield
+    finally:
+        go_on_from(found, device)
 
 
 class Streams:
@@ -43,7 +66,7 @@ class Streams:
     def __init__(self, seed: int, components: int, device: torch.device) -> None:
         self._device = device
         seeds = [seed_of(seed, components, k) for k in range(components)]
-        self._states = [self._first(own) for own in seeds]
+        self._states = [first(own, device) for own in seeds]
 
     @contextmanager
     def of(self, k: int) -> Iterator[None]:
@@ -55,9 +78,3 @@ class Streams:
         finally:
             self._states[k] = streams(self._device)
             go_on_from(others, self._device)
-
-    def _first(self, seed: int) -> dict[str, Tensor]:
-        first = {RANDOM: torch.Generator().manual_seed(seed).get_state()}
-        if self._device.type == "cuda":
-            first[_ON_GPU] = torch.Generator(self._device).manual_seed(seed).get_state()
-        return first

@@ -31,6 +31,7 @@ from mach.component.surrogate import slope
 from mach.component.updates import Update
 from mach.component.work import Ages, Pending, StepTotals
 from mach.errors import ConfigError
+from mach.randomness import apart
 
 
 class Component:
@@ -391,7 +392,8 @@ class Component:
                     larger = say(child)
             return self._net.loss(say(imitated), y, self._student_soft, larger)
 
-        with self._net.modes.uncounted():
+        # A head that draws random numbers must not draw others because there is a student.
+        with self._net.modes.uncounted(), apart(self.student.seen, self.device):
             return self.student.gather(x, child, task_loss, self._net.precision())
 
     def _as_written(self) -> AbstractContextManager[object]:

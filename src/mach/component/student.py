@@ -42,7 +42,8 @@ class Student:
         self._task_weight = task_weight
         self._accumulate = accumulate
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._seen = 0
+        self.seen = 0
+        """Microbatches gathered."""
 
     def imitate(self, x: Tensor) -> Tensor:
         """What the child would make of the raw input [B, ...], by guess."""
@@ -93,15 +94,15 @@ class Student:
 
     def count(self) -> None:
         """A microbatch has been gathered; the M-th takes a step."""
-        self._seen += 1
-        if self._seen % self._accumulate == 0:
+        self.seen += 1
+        if self.seen % self._accumulate == 0:
             self.update.step(self.steps - 1)
 
     @property
     def steps(self) -> int:
         """Optimizer steps taken."""
-        return self._seen // self._accumulate
+        return self.seen // self._accumulate
 
     def resume(self, step: int) -> None:
         """Go on after optimizer step `step`."""
-        self._seen = step * self._accumulate
+        self.seen = step * self._accumulate
