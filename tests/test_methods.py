@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict
 
 import pytest
@@ -420,6 +421,7 @@ def test_every_method_trains(dataset, method):
         ("backprop", "feedback=0.5", "feedback=1; got 0.5. Its gradients are exact"),
         ("backprop", "schedule=free delay=0", "schedule=sync, or delayed with delay=0; got free"),
         ("dgl", "feedback=0.5", "feedback=0; got 0.5. It learns from local losses"),
+        ("dgl", "student.mix=0.5", "student.mix=0; got 0.5. Its bodies learn on what comes from"),
         ("ddg", "replay=recompute", "replay=stash; got recompute. .*weights of then"),
         ("features_replay", "replay=stash", "replay=recompute; got stash. .*present weights"),
         ("ddg", "feedback=0 head.weight=1", "feedback=1; got 0"),
@@ -479,6 +481,16 @@ def test_a_method_with_one_loss_at_the_top_is_refused_what_makes_another_of_it(
         expected = f"optim.correction=shrink: expected {says}"  # whatever the method
     with pytest.raises(ConfigError, match=f"{expected}; got"):
         config_of(method, *overrides.split())
+
+
+@pytest.mark.parametrize("method", ["features_replay", "ampnet"])
+@pytest.mark.parametrize("correction", ["surrogate", "rate+surrogate"])
+def test_heads_that_nobody_feels_cannot_stand_in_for_parents(method, correction):
+    """They could: bodies then knew of heads that conf/ calls probes."""
+    with pytest.raises(ConfigError, match=rf"one that asks no head; got {re.escape(correction)}"):
+        config_of(method, f"optim.correction={correction}")
+    exact = config_of("backprop", f"optim.correction={correction}")  # where nothing is late
+    assert exact.surrogate == 0
 
 
 @pytest.mark.parametrize("method", ["backprop", "ddg", "features_replay", "fdg", "ampnet"])

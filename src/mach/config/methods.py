@@ -69,6 +69,13 @@ _PROBES = Need(
     lambda c: c.head.weight == 0,
     "It has one loss, at the top, and its heads are probes; method=mach lets bodies feel them.",
 )
+_UNASKED = Need(
+    "optim.correction",
+    "one that asks no head",
+    lambda c: c.surrogate == 0,
+    "It has one loss, at the top, and its heads are probes; in method=mach they may stand in for "
+    "the parents.",
+)
 _REAL_INPUTS = Need(
     "student.mix",
     "0",
@@ -90,6 +97,7 @@ _FROM_THE_TOP = (
         "Its gradients come from the top; in method=mach2019 they come from the parent's head.",
     ),
     _PROBES,
+    _UNASKED,
     _REAL_INPUTS,
 )
 
@@ -122,6 +130,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
             lambda c: c.feedback == 0,
             "It learns from local losses; method=mach learns from its parent as well.",
         ),
+        _REAL_INPUTS,
     ),
     "ddg": (
         _GRADIENT,
