@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 
 def check_parts(config: Config) -> None:
-    """Refuse soft targets, corrections and answers that the rest of the run has no place for.
+    """Refuse soft targets, mixed inputs, corrections and answers that the rest of the run has no
+    place for.
 
     Raises:
         ConfigError: with what is expected, and why.
     """
     _soft(config)
+    _mixed(config)
     _correction(config)
     _answers(config)
 
@@ -39,6 +41,19 @@ def _soft(config: Config) -> None:
             raise ConfigError(
                 f"head.soft={config.head.soft}: expected {expected}, as {reason}. Set head.soft=0."
             )
+
+
+def _mixed(config: Config) -> None:
+    student, size = config.student, config.microbatch_size
+    if config.components == 1 or not student.enabled or student.mix in (0, 1):
+        return
+    rows = round(student.mix * size)
+    if rows in (0, size):
+        raise ConfigError(
+            f"student.mix={student.mix}: expected a part of a microbatch; got "
+            f"{'none' if rows == 0 else 'all'} of microbatch_size={size}, as samples are whole. "
+            "Set microbatch_size to more, or student.mix to 0 or 1."
+        )
 
 
 def _correction(config: Config) -> None:
