@@ -215,6 +215,14 @@ def test_a_chain_that_is_cut_or_flushed_has_no_delay():
     assert make(2, steps=5, accumulate=3).microbatches == 15
 
 
+@pytest.mark.parametrize("delay", [0, 2])
+def test_under_free_gradients_are_late_without_a_delay_too(delay):
+    assert make(2, schedule="free", delay=delay).late
+    assert not make(2, schedule="free", delay=delay, feedback=0, head={"weight": 1}).late
+    assert make(2, delay=delay).late == (delay > 0)
+    assert not make(2, schedule="sync", delay=delay).late
+
+
 # --- conf/ ---------------------------------------------------------------------------------
 
 

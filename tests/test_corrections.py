@@ -21,7 +21,7 @@ from mach.data import Batches, Dataset, open_dataset
 from mach.errors import ConfigError
 from mach.launcher.compose import compose
 from mach.optim import Optimizer
-from mach.trainer import Oracle
+from mach.trainer import Oracle, Simulation
 
 CPU = torch.device("cpu")
 
@@ -309,6 +309,23 @@ def test_without_delay_a_correction_changes_nothing(dataset, correction, optimiz
     plain = trained(make(2, optim={"name": optimizer, "correction": "none"}), dataset)
     found = trained(config, dataset)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "correction"),
+    [("sgd", "compensation"), ("sgd", "shrink"), ("muon", "shrink"), ("sgd", "surrogate")],
+)
+def test_under_free_what_is_late_without_a_delay_is_corrected_too(dataset, optimizer, correction):
+    """Nobody waits there, so gradients are late at a delay of 0. They were taken for fresh ones."""
+
+    def chain(correction: str) -> list[dict]:
+        optim = {"name": optimizer, "correction": correction, "compensation": 2.0, "shrink": 0.1}
+        simulation = Simulation(make(3, schedule="free", accumulate=1, optim=optim), dataset)
+        simulation.run()
+        assert simulation.lives[0].component.ages.oldest > 0
+        return simulation.result()["chain"]
+
+    assert chain(correction) != chain("none")
 
 
 @pytest.mark.parametrize(

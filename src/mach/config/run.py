@@ -150,6 +150,12 @@ class Config:
         return self.delay if self.schedule != "sync" and self.feedback > 0 else 0
 
     @property
+    def late(self) -> bool:
+        """Whether weights may move before a gradient comes: under free without a delay, too, where
+        nobody waits for it."""
+        return self.feedback > 0 if self.schedule == "free" else self.effective_delay > 0
+
+    @property
     def unlocked(self) -> bool:
         """Whether components below the top learn at once, from predicted gradients."""
         return self.predictor.enabled
@@ -174,7 +180,7 @@ class Config:
     @property
     def compensation(self) -> float:
         """lambda of DC-ASGD where gradients are compensated, else 0."""
-        asked = self.optim.correction == "compensation" and self.effective_delay > 0
+        asked = self.optim.correction == "compensation" and self.late
         return self.optim.compensation if asked else 0.0
 
     @property
@@ -194,13 +200,13 @@ class Config:
     def gradient_factor(self) -> float:
         """Factor on a gradient for every hop that it comes down."""
         shrinks = self.optim.correction == "shrink" and self.optim.name == "sgd"
-        return self.feedback * (self.optim.shrink if shrinks and self.effective_delay else 1.0)
+        return self.feedback * (self.optim.shrink if shrinks and self.late else 1.0)
 
     @property
     def surrogate(self) -> float:
         """c below the top, where the head stands in for the parents, else 0: of a parent's gradient
         that has shrunk, as much less."""
-        asked = self.optim.asks_head and self.effective_delay > 0
+        asked = self.optim.asks_head and self.late
         return self.optim.surrogate * self.gradient_factor if asked else 0.0
 
     @property

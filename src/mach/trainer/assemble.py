@@ -200,7 +200,7 @@ class Assembly:
             steps=config.steps,
             matrices=matrices_of("body", body),
             tau=tau,
-            hops=min(above, config.reach) if tau else 0,
+            hops=min(above, config.reach) if config.late else 0,
             above=above,
         )
 
