@@ -74,6 +74,19 @@ def test_the_cut_does_not_change_the_network(dataset):
     assert_same(by_block(weights(whole)), by_block(weights(parts)))
 
 
+def test_each_component_clips_its_own_gradient(dataset):
+    """So where gradients are large the cut matters: the chain is the network with clip=0 alone."""
+    config = make(2, model={"depth": 4}, optim={"clip": 0.01})
+    clipped, _ = train(config, dataset)
+    assert_same(weights(clipped), back_propagation(config, dataset))  # with optimizers of its own
+    whole, _ = train(make(1, model={"depth": 4}, optim={"clip": 0.01}), dataset)
+    cut = {name.partition(".")[2]: value for name, value in weights(clipped).items()}
+    assert any(
+        not torch.equal(cut[name.partition(".")[2]], value)
+        for name, value in weights(whole).items()
+    )
+
+
 @pytest.mark.parametrize(("schedule", "delay"), [("sync", 0), ("delayed", 0), ("delayed", 2)])
 @pytest.mark.parametrize("replay", ["recompute", "stash"])
 def test_students_leave_the_chain_as_it_is_bit_by_bit(dataset, schedule, delay, replay):

@@ -124,7 +124,8 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Weight decay, of every parameter."""
     clip: float = 1.0
-    """Largest norm of a component's gradient; 0 does not clip."""
+    """Largest norm of a component's gradient, each its own: how a network is cut changes what is
+    clipped. 0 does not clip."""
     warmup: float = 0.02
     """Fraction of the steps over which the rate rises linearly from 0."""
     cosine: bool = True
