@@ -138,6 +138,20 @@ def test_stash_evaluates_the_gradient_at_the_weights_of_the_forward():
     assert component.ages == Ages(total=2, gradients=3, oldest=2), "of the whole run"
 
 
+@pytest.mark.parametrize(("replay", "age"), [("recompute", 0), ("stash", 1)])
+def test_what_is_trained_alone_is_as_old_as_the_weights_it_is_trained_at(replay, age):
+    """Its wait for a gradient that never came counted as the age of one."""
+    body, head = linear(), nn.Linear(D, C)
+    component = Component(body, head, Descend(body), late=Late(replay=replay))
+    x, y = batch()
+    component.forward(0, x, None, y, staleness=1)
+    component.forward(1, x, None, y)
+    component.backward(1, torch.randn(B, D))
+    component.step()
+    component.backward(0, None, alone=True)
+    assert component.ages == Ages(total=age, gradients=2, oldest=age)
+
+
 def test_weight_versions_live_only_as_long_as_their_graphs():
     import gc
     import weakref

@@ -162,6 +162,8 @@ class Component:
         head_slope = partial(self._head_slope, work.y, larger)
         gradient, more = self._replay.corrected(work, h, gradient, head_slope)
         weight = (1.0 if alone else self._head_weight) + more
+        if alone and work.weights is None:
+            work.version = self.version  # nothing of what it learns from was made before
         child_gradient = self._gather(work, h, gradient, weight, larger)
         return None if self._one_hop else child_gradient
 
