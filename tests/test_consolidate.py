@@ -294,6 +294,14 @@ def test_a_batch_norm_counts_in_the_window_and_not_in_the_teacher(tmp_path):
     assert counted == buffers[0].keys() != set()
 
 
+def test_a_batch_norm_of_a_single_value_is_refused(tmp_path):
+    network = {"name": "resnet", "layers": 8, "width": 4, "norm": "batch"}
+    run_dir = keep(of_images(tmp_path, 4, 4, model=network), tmp_path / "run")
+    with pytest.raises(ConfigError, match="batch=1: .* has a batch norm"):
+        made(run_dir, batch=1)
+    assert not (run_dir / "consolidated").exists()
+
+
 def test_a_language_model_is_consolidated_in_bits_per_byte(tmp_path, capsys):
     config = make_text(write_text(tmp_path), student={"enabled": True}, steps=3)
     run_dir = keep(config, tmp_path / "run")

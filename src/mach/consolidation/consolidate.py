@@ -150,14 +150,22 @@ def _learn(
         SoftTargets(config.weight, config.temperature),
         optimizer_of(window, _optim(run, config), config.steps),
     )
-    return learn(
-        together,
-        lambda model: run.score(model, batches),
-        steps=config.steps,
-        every=config.every or max(1, config.steps // 20),
-        patience=config.patience,
-        say=say,
-    )
+    try:
+        return learn(
+            together,
+            lambda model: run.score(model, batches),
+            steps=config.steps,
+            every=config.every or max(1, config.steps // 20),
+            patience=config.patience,
+            say=say,
+        )
+    except ValueError as error:
+        if config.batch != 1:
+            raise
+        raise ConfigError(
+            f"batch=1: expected more, as window={config.window} has a batch norm that needs more "
+            f"than one value ({error}). Set batch=2 or more."
+        ) from error
 
 
 def _optim(run: Run, config: ConsolidateConfig) -> OptimConfig:
