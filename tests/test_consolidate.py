@@ -297,7 +297,7 @@ def test_a_batch_norm_counts_in_the_window_and_not_in_the_teacher(tmp_path):
 def test_a_batch_norm_of_a_single_value_is_refused(tmp_path):
     network = {"name": "resnet", "layers": 8, "width": 4, "norm": "batch"}
     run_dir = keep(of_images(tmp_path, 4, 4, model=network), tmp_path / "run")
-    with pytest.raises(ConfigError, match="batch=1: .* has a batch norm"):
+    with pytest.raises(ConfigError, match="batch norm that needs more than one value"):
         made(run_dir, batch=1)
     assert not (run_dir / "consolidated").exists()
 

@@ -2,7 +2,7 @@
 
 python benchmarks/wire/main.py [--quick] [--networks ..] [--seeds S ..] [--out FILE.json]
 python benchmarks/wire/main.py --networks mnist resnet gpt --mnist FILE --fashion FILE --text FILE
-python benchmarks/wire/main.py --networks resnet --fashion FILE --jobs 2 --seeds 6 7 --variants ..
+python benchmarks/wire/main.py --networks resnet --fashion FILE --jobs 2 --seeds 6..99 --variants ..
 python benchmarks/wire/main.py --networks memory compile
 python benchmarks/wire/main.py --markdown                  print the README's tables again
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps; does it work?")
     choices = [*NETWORKS, "memory", "compile"]
     parser.add_argument("--networks", nargs="+", choices=choices, default=["digits"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", type=_seeds, nargs="+", default=[[0, 1, 2]], help="as in 0 1 2, or 6..99"
+    )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="default: all")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--again", action="store_true", help="also what --out has already")
@@ -70,11 +72,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help=f"default {RESULT.name} beside this file")
     parser.add_argument("--markdown", action="store_true", help="print --out as Markdown")
     options = parser.parse_args()
+    options.seeds = [seed for several in options.seeds for seed in several]
     for name in options.networks:
         needs = NETWORKS[name].file if name in NETWORKS else ""
         if needs and vars(options)[needs] is None:
             parser.error(f"{name} needs --{needs} FILE")
     return options
+
+
+def _seeds(text: str) -> Sequence[int]:
+    first, _, last = text.partition("..")
+    return range(int(first), int(last or first) + 1)
 
 
 def _measure(
