@@ -24,11 +24,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, replay="recompute"):
+def late_gradients(parent, weight=0.0, correction=1.0, moved=0.1, replay="recompute", head=None):
     """Body and head after a backward with the parent's gradient of an old activation, and what
     went into it: the activation then, the input, the targets."""
     body = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D))
-    head = nn.Linear(D, C)
+    head = nn.Linear(D, C) if head is None else head
     x, y = torch.randn(B, D), torch.randint(C, (B,))
     component = Component(
         body,
@@ -63,6 +63,15 @@ def of_fresh(body, x, seed):
     h = body(x)
     h.backward(seed(h.detach()))
     return gradients(body)
+
+
+def test_a_head_that_draws_random_numbers_adds_nothing_where_nothing_has_moved():
+    """It draws the same ones at both activations, or their difference would be noise."""
+    G = torch.randn(B, D)
+    head = nn.Sequential(nn.Dropout(0.5), nn.Linear(D, C))
+    body, _, _, x, _ = late_gradients(lambda *_: G, moved=0.0, head=head)
+    for got, expected in zip(gradients(body), of_fresh(body, x, lambda h: G), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_a_late_gradient_changes_as_the_heads_has_changed():

@@ -48,16 +48,23 @@ def go_on_from(states: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 @contextmanager
-def apart(number: int, device: torch.device) -> Iterator[None]:
-    """Draw from streams of their own in here, others for every number: outside it is as if nothing
-    had been drawn."""
+def drawn_again(device: torch.device) -> Iterator[None]:
+    """What is drawn in here is drawn once more afterwards."""
     found = streams(device)
-    seed = (torch.initial_seed() + _APART * (number + 1)) % 2**64
-    go_on_from(first(seed, device), device)
     try:
         yield
     finally:
         go_on_from(found, device)
+
+
+@contextmanager
+def apart(number: int, device: torch.device) -> Iterator[None]:
+    """Draw from streams of their own in here, others for every number: outside it is as if nothing
+    had been drawn."""
+    seed = (torch.initial_seed() + _APART * (number + 1)) % 2**64
+    with drawn_again(device):
+        go_on_from(first(seed, device), device)
+        yield
 
 
 class Streams:

@@ -31,7 +31,7 @@ from mach.component.surrogate import slope
 from mach.component.updates import Update
 from mach.component.work import Ages, Pending, StepTotals
 from mach.errors import ConfigError
-from mach.randomness import apart
+from mach.randomness import apart, drawn_again
 
 
 class Component:
@@ -405,7 +405,8 @@ class Component:
         def loss(at: Tensor) -> Tensor:
             return self._net.loss(self._net.logits(at), y, self.soft, larger) / self._accumulate
 
-        with self._net.modes.uncounted():
+        # A head that draws random numbers draws the same ones at both activations.
+        with self._net.modes.uncounted(), drawn_again(self.device):
             return slope(loss, h)
 
     def _mixed(self, inputs: Tensor, x: Tensor, rows: int) -> Tensor:
