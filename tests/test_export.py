@@ -134,7 +134,7 @@ def test_a_language_model_that_sees_one_token_has_no_fewer(tmp_path, kind):
 
 def test_logits_bound_how_many_windows_are_compared_at_once(text, monkeypatch):
     """64 of them with a large vocabulary took more memory than the training had."""
-    monkeypatch.setattr("mach.export.check._LOGITS", 3 * 12 * 256)
+    monkeypatch.setattr("mach.inference._LOGITS", 3 * 12 * 256)
     found, seen = Run(text), []
     model = found.window()
 

@@ -31,6 +31,15 @@ from mach.metrics import Score, Task
 from mach.shapes import TensorSpec
 from mach.trainer import Assembly
 
+_SAMPLES, _LOGITS = 64, 1 << 24
+"""Most that are computed together. A text has logits for each token of the vocabulary, and most
+often at each position: of a large vocabulary millions."""
+
+
+def computed_together(logits: int) -> int:
+    """How many samples, when each has so many logits."""
+    return max(1, min(_SAMPLES, _LOGITS // logits))
+
 
 class Window(nn.Module):
     """A chain or a window of a run: a complete model, in one process.

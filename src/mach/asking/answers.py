@@ -12,14 +12,10 @@ from torch.nn import functional as F
 
 from mach.data.tokenizers import Tokenizer
 from mach.errors import InputError
+from mach.inference import computed_together
 from mach.signature import Signature
 
 # B batch, T tokens, N rows of logits, C classes
-
-_CHUNKS = 64
-"""Windows of a long text that are computed together, and"""
-_LOGITS = 1 << 24
-"""logits that they may have: of a large vocabulary one window has millions."""
 
 
 def last_rows(logits_NC: Tensor, samples: int) -> Tensor:
@@ -87,8 +83,7 @@ def read(
 def _windows(tokens_T: Tensor, signature: Signature) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs [B, T] and the targets of the last rows of their logits."""
     context = signature.shape[0]
-    logits = signature.classes * (context if signature.per_position else 1)  # of a window
-    together = max(1, min(_CHUNKS, _LOGITS // logits))
+    together = computed_together(signature.classes * (context if signature.per_position else 1))
     if not signature.per_position:  # the token after each window, wherever it begins
         if len(tokens_T) <= context:
             return

@@ -10,17 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mach.data import Batches
-from mach.inference import Run
+from mach.inference import Run, computed_together
 from mach.models import targets_of_a_sample
 
 # B batch, N rows of logits, C classes
 
 Predict = Callable[[Tensor], Tensor]
-
-_BATCH = 64
-"""Samples that are computed together, and"""
-_LOGITS = 1 << 24
-"""logits that they may have: a text has some for each token of the vocabulary at each position."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,5 @@ def metrics(run: Run, exported: Predict) -> dict[str, float]:
 
 def _batches(run: Run, raw: bool) -> Batches:
     dataset = replace(run.dataset, mean=0.0, std=1.0) if raw else run.dataset
-    logits = targets_of_a_sample(run.assembly.family) * run.task.classes  # of a sample
-    batch = max(1, min(_BATCH, _LOGITS // logits))
+    batch = computed_together(targets_of_a_sample(run.assembly.family) * run.task.classes)
     return Batches(dataset, run.config.seed, batch, torch.device("cpu"))
