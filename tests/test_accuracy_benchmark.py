@@ -51,6 +51,17 @@ def test_cells_are_seeds_by_methods_by_delays_and_what_no_delay_changes_runs_onc
     ]
 
 
+def test_a_chain_of_another_length_has_what_was_chosen_for_it_or_else_for_the_tasks_own():
+    chosen = {"mach": ("optim.clip=0",), "mach, 8 components": ("optim.clip=2",)}
+    found = grid.method_cells("mnist1d", ["mach", "dgl"], [0], set(), chosen, [4])
+    assert {(c.method, c.components): c.changes for c in found} == {
+        ("mach", 4): ("optim.clip=0",),
+        ("mach", 2): ("optim.clip=0",),
+        ("mach", 8): ("optim.clip=2",),
+        **{("dgl", components): () for components in (2, 4, 8)},
+    }
+
+
 def test_only_the_leading_methods_are_run_at_the_longest_delays():
     found = grid.method_cells("mnist", ["mach", "ddg"], [0], set(), {}, [8, 16])
     assert [(cell.method, cell.delay) for cell in found] == [("mach", 8), ("mach", 16), ("ddg", 8)]

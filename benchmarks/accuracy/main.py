@@ -36,6 +36,7 @@ from grid import (
     longer_cells,
     method_cells,
     order,
+    place,
     without_students,
 )
 from rich.console import Console
@@ -131,12 +132,16 @@ class Bench:
     def tune(self) -> None:
         """Choose each method's values on the validation split, one after the other."""
         seeds = self._options.seeds or [0]
-        for method in self._options.methods or ("backprop", "mach"):
-            best = self._settle(method, seeds, search)
-            more = sorted({*seeds, *CONFIRMING_SEEDS})
-            self._keep(method, self._settle(method, more, partial(confirm, best=best)))
+        for components in self._options.components or (TASKS[self._name].components,):
+            for method in self._options.methods or ("backprop", "mach"):
+                best = self._settle(method, components, seeds, search)
+                more = sorted({*seeds, *CONFIRMING_SEEDS})
+                best = self._settle(method, components, more, partial(confirm, best=best))
+                self._keep(place(self._name, method, components), best)
 
-    def _settle(self, method: str, seeds: Sequence[int], choose: Chooser) -> Changes:
+    def _settle(
+        self, method: str, components: int, seeds: Sequence[int], choose: Chooser
+    ) -> Changes:
         """Run what has to be tried until there is a choice."""
         task = TASKS[self._name]
         usual = TUNED_DELAY if TUNED_DELAY in task.delays else task.delays[-1]
@@ -144,7 +149,7 @@ class Bench:
         delay = 0 if self._undelayed([method]) else late
         grid = grid_of(self._name, self._delayed(method))
         while True:
-            where = (self._name, method, task.components, delay)
+            where = (self._name, method, components, delay)
             best, tries = choose(grid, validated(read(self.out), *where, self._steps, seeds, grid))
             if not tries:
                 return best
@@ -171,18 +176,18 @@ class Bench:
             return None
 
     def _chosen(self) -> dict[str, Changes]:
-        """What `tune` has chosen for this task."""
+        """What `tune` has chosen for this task, by `place`."""
         if self._options.untuned or self._options.quick or not CHOSEN.exists():
             return {}
         found = json.loads(CHOSEN.read_text()).get(self._name, {})
         return {method: tuple(changes) for method, changes in found.items()}
 
-    def _keep(self, method: str, best: Changes) -> None:
+    def _keep(self, of: str, best: Changes) -> None:
         known = json.loads(CHOSEN.read_text()) if CHOSEN.exists() else {}
-        known.setdefault(self._name, {})[method] = list(best)
+        known.setdefault(self._name, {})[of] = list(best)
         if not self._options.out:
             CHOSEN.write_text(json.dumps(known, indent=1) + "\n")
-        _console.print(f"{self._name}, {method}: {' '.join(best)}", highlight=False)
+        _console.print(f"{self._name}, {of}: {' '.join(best)}", highlight=False)
 
     def _run(self, cells: list[Cell]) -> int:
         """Run those that are not there yet, each kept as soon as it has ended. Returns how many
