@@ -13,8 +13,8 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors outofmemory shapes metrics config configerrors configfile topology schedule policy "
-    "balance forecast results introduce provenance runfolder say secrets storeaddress "
+    "errors extras outofmemory shapes metrics config configerrors configfile topology schedule "
+    "policy balance forecast results introduce provenance runfolder say secrets storeaddress "
     "sweepfolder sweeptable",
     "randomness rank roster",
     "component",

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -22,6 +23,7 @@ from mach.config import Cifar10Config, FashionMnistConfig, HubConfig, MnistConfi
 from mach.data import check, hub, open_dataset
 from mach.data.fetch import fetch
 from mach.errors import DataError, FetchError
+from mach.extras import missing
 from spawn import TRAIN, assert_none_left, run
 
 NOWHERE = "http://127.0.0.1:9"
@@ -159,6 +161,17 @@ def test_without_the_package_a_sentence_says_how_to_get_it(
     with pytest.raises(DataError, match=r"data=mnist: .*not installed.*: pip install 'mach\[hf\]'"):
         open_dataset(MnistConfig(cache=str(tmp_path / "cache")))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_is_called_as_a_package_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_data").mkdir()
+    (tmp_path / "a_package").mkdir()
+    (tmp_path / "a_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_spec("only_data") is not None
+    assert missing("only_data", "a_package", "nowhere", "json") == ["only_data", "nowhere"]
 
 
 def test_another_data_set_is_refused(tmp_path: Path, grey: Path) -> None:

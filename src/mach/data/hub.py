@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from mach.config import HubConfig
@@ -20,6 +19,7 @@ from mach.data import cache
 from mach.data.fetch import fetch
 from mach.data.files import reading
 from mach.errors import DataError, FetchError
+from mach.extras import missing
 
 # C channels, H height, W width
 
@@ -61,7 +61,7 @@ def hub_file(config: HubConfig) -> Path:
     with reading(target, "a readable file"):
         if target.is_file():
             return target
-    if find_spec("datasets") is None:
+    if missing("datasets"):
         raise DataError(
             f"data={config.name}: expected the package datasets, to download {source}; it is not "
             "installed. Install it: pip install 'mach[hf]'"

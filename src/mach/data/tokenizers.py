@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from mach.data.fetch import fetch
 from mach.data.files import Array
 from mach.errors import CheckpointError, DataError, FetchError
+from mach.extras import missing
 
 # T tokens of a text, V vocabulary
 
@@ -218,7 +218,7 @@ def _fingerprint(description: Mapping[str, Any]) -> str:
 
 
 def _load_encoding(name: str) -> Any:
-    if find_spec("tiktoken") is None:
+    if missing("tiktoken"):
         raise DataError(
             f"data.tokenizer={name}: expected the package tiktoken; it is not installed. Install "
             "it: pip install 'mach[tiktoken]'"

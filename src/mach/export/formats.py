@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mach.errors import ExportError
+from mach.extras import missing
 from mach.signature import Signature
 
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"
@@ -155,10 +155,9 @@ def _dynamic(signature: Signature) -> dict[int, Any]:
 
 
 def _need_onnx() -> None:
-    missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
-    if missing:
+    if lacking := missing(*_ONNX_PACKAGES):
         raise ExportError(
-            f"format=onnx: expected the packages {', '.join(_ONNX_PACKAGES)}; {missing[0]} is not "
+            f"format=onnx: expected the packages {', '.join(_ONNX_PACKAGES)}; {lacking[0]} is not "
             "installed. Install them: pip install 'mach[onnx]'"
         )
 

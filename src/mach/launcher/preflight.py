@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from mach.configfile import fingerprint, load
 from mach.data import Dataset, check, open_dataset
 from mach.data.tokenizers import refuse_other
 from mach.errors import ChannelError, CheckpointError, ConfigError
+from mach.extras import missing
 from mach.rank import device_kind, store_host
 from mach.topology import transport_of
 from mach.trainer import Assembly, settle
@@ -175,7 +175,7 @@ def _check_compiler(config: Config) -> None:
             "model.compile=true: expected a C++ compiler, which torch.compile needs; found none. "
             "Install g++ (or set CXX to another), or set model.compile=false."
         ) from error
-    if device_kind(config) == "cuda" and find_spec("triton") is None:
+    if device_kind(config) == "cuda" and missing("triton"):
         raise ConfigError(
             "model.compile=true: expected Triton, with which torch.compile writes for GPUs; found "
             "none. Install triton, or set model.compile=false or launch.device=cpu."
@@ -183,7 +183,7 @@ def _check_compiler(config: Config) -> None:
 
 
 def _check_report(config: Config) -> None:
-    if config.report.tensorboard and find_spec("tensorboard") is None:
+    if config.report.tensorboard and missing("tensorboard"):
         raise ConfigError(
             "report.tensorboard=true: expected the package tensorboard, found none. "
             "pip install 'mach[tensorboard]'"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from mach.errors import ConfigError
+from mach.extras import missing
 from mach.records.find import find_runs, is_run
 
 _NEEDED = ("matplotlib", "jinja2")
@@ -71,9 +71,8 @@ def _tell(problems: list[str]) -> None:
 
 
 def _check_installed() -> None:
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
+    if lacking := missing(*_NEEDED):
         raise ConfigError(
             f"mach report: expected {' and '.join(_NEEDED)}, with which the page is made; "
-            f"{' and '.join(missing)} is not installed. Install it: pip install 'mach[report]'"
+            f"{' and '.join(lacking)} is not installed. Install it: pip install 'mach[report]'"
         )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mach import runfolder
 from mach.errors import ConfigError, MachError
+from mach.extras import missing
 from mach.records import read_run
 from mach.report import panels, wandb_mode
 from mach.report.wandb_sink import AXIS
@@ -57,7 +57,7 @@ def dashboard(
     Raises:
         MachError: a package is missing, there is no such run, or wandb refused.
     """
-    if find_spec("wandb_workspaces") is None:
+    if missing("wandb_workspaces"):
         raise ConfigError(
             "mach dashboard: expected the package wandb-workspaces, found none. "
             "pip install 'mach[dashboards]'"

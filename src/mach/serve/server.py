@@ -7,12 +7,12 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 
 from mach.config import ServeConfig
 from mach.errors import ConfigError
+from mach.extras import missing
 from mach.predictor import open_predictor
 from mach.rank import available_cores
 
@@ -37,10 +37,9 @@ def serve(config: ServeConfig, ready: Callable[[str], None] = _say) -> int:
     Raises:
         MachError: there is no such model, a package is missing, or the address cannot be had.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
+    if lacking := missing(*_PACKAGES):
         raise ConfigError(
-            f"mach serve: expected the packages {', '.join(_PACKAGES)}; {missing[0]} is not "
+            f"mach serve: expected the packages {', '.join(_PACKAGES)}; {lacking[0]} is not "
             "installed. Install them: pip install 'mach[serve]'"
         )
     import uvicorn

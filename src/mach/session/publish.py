@@ -6,6 +6,7 @@ reported.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> dict[str, A
     alive = [k for k in range(size) if not roster.is_gone(k)]
     if seat.rank.index != alive[0]:
         return None
+    began_s = time.monotonic()
     scores = evaluate(
         [_saved(seat, k) for k in range(size)],
         seat.batches,
@@ -40,7 +42,8 @@ def publish(seat: Seat, roster: Roster, beat: Callable[[], None]) -> dict[str, A
         windows=seat.config.student.enabled,
         beat=beat,
     )
-    outcomes = [_outcome(roster, k, scores[k]) for k in range(size)]
+    evaluated_s = time.monotonic() - began_s  # by one for all, after each had reported
+    outcomes = [_outcome(roster, k, scores[k], evaluated_s) for k in range(size)]
     longest = max(outcomes, key=lambda outcome: outcome.wall_s)
     result = result_of(
         seat.config,
@@ -67,11 +70,14 @@ def _saved(seat: Seat, k: int) -> Component | None:
     return component
 
 
-def _outcome(roster: Roster, k: int, scores: dict[int, dict[str, float]]) -> Outcome:
+def _outcome(
+    roster: Roster, k: int, scores: dict[int, dict[str, float]], evaluated_s: float
+) -> Outcome:
     reported = roster.outcome(k)
     if reported is None:  # it is gone
         return Outcome.unknown(k, scores)
-    return replace(Outcome.from_json(reported), scores=scores)
+    outcome = Outcome.from_json(reported)
+    return replace(outcome, scores=scores, total_s=outcome.total_s + evaluated_s)
 
 
 def _account(roster: Roster, k: int) -> dict[str, Any]:
