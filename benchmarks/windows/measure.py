@@ -12,10 +12,11 @@ All are trained on the same samples; some are kept back from all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -92,7 +93,7 @@ def seed_of(name: str, seed: int, steps: int, path: str, folder: Path) -> Row:
     return {**row, "seconds": round(time.monotonic() - began_s), "environment": here}
 
 
-def _of_the_run(result: Row, metric: str, steps: int) -> list[Row]:
+def _of_the_run(result: Mapping[str, Any], metric: str, steps: int) -> list[Row]:
     """Exits and windows as the run leaves them."""
     exits = [_model("exit", Name(0, row["exit"]), metric, row, steps) for row in result["chain"]]
     windows = [_model("raw", _window(row), metric, row, steps) for row in result["windows"]]
