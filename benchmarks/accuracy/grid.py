@@ -97,7 +97,7 @@ class Cell:
     changes: Changes = ()
 
 
-def place(name: str, method: str, components: int) -> str:
+def kept_under(name: str, method: str, components: int) -> str:
     """What a choice is kept under: of a chain of another length than the task's one of its own."""
     return method if components == TASKS[name].components else f"{method}, {components} components"
 
@@ -122,8 +122,8 @@ def method_cells(
         methods: those that exist.
         seeds: of each cell.
         undelayed: methods to which the delay is nothing: they are run once.
-        chosen: what was chosen for a method on the validation split, by its `place`; where a chain
-            of another length has none of its own, that of the task's.
+        chosen: what was chosen for a method on the validation split, by what it is `kept_under`;
+            where a chain of another length has none of its own, that of the task's.
         delays: fewer of the task's.
     """
     task = TASKS[name]
@@ -131,7 +131,7 @@ def method_cells(
 
     def cells(method: str, components: int, late: Sequence[int], seed: int) -> list[Cell]:
         at = task.delays[:1] if method in undelayed else late
-        changes = chosen.get(place(name, method, components), chosen.get(method, ()))
+        changes = chosen.get(kept_under(name, method, components), chosen.get(method, ()))
         return [Cell(name, method, components, d, seed, changes=changes) for d in at]
 
     late = [d for d in task.delays if delays is None or d in delays]

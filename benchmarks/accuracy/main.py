@@ -33,10 +33,10 @@ from grid import (
     Cell,
     Changes,
     alone_cells,
+    kept_under,
     longer_cells,
     method_cells,
     order,
-    place,
     without_students,
 )
 from rich.console import Console
@@ -137,7 +137,7 @@ class Bench:
                 best = self._settle(method, components, seeds, search)
                 more = sorted({*seeds, *CONFIRMING_SEEDS})
                 best = self._settle(method, components, more, partial(confirm, best=best))
-                self._keep(place(self._name, method, components), best)
+                self._keep(kept_under(self._name, method, components), best)
 
     def _settle(
         self, method: str, components: int, seeds: Sequence[int], choose: Chooser
@@ -176,7 +176,7 @@ class Bench:
             return None
 
     def _chosen(self) -> dict[str, Changes]:
-        """What `tune` has chosen for this task, by `place`."""
+        """What `tune` has chosen for this task, by what it is `kept_under`."""
         if self._options.untuned or self._options.quick or not CHOSEN.exists():
             return {}
         found = json.loads(CHOSEN.read_text()).get(self._name, {})
