@@ -1,6 +1,6 @@
 """How much of a model's own speed is left when it answers over HTTP, and how long does one wait?
 
-python benchmarks/serve/main.py RUN [--window 1..3] [--batches 1 64 1024] [--users 4 16] [--quick]
+python benchmarks/serve/main.py RUN [--window 1..3] [--batches 1 64 1024] [--users 4 8 16] [--quick]
 python benchmarks/serve/main.py --markdown                     print the README's tables again
 
 Requests are sent by hey (apt-get install hey, brew install hey).
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("run", nargs="?", help="a run folder")
     parser.add_argument("--window", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 1024])
-    parser.add_argument("--users", type=int, nargs="+", default=[4, 16], help="at a time")
+    parser.add_argument("--users", type=int, nargs="+", default=[4, 8, 16], help="at a time")
     usual = threads_of(ServeConfig(""), len(available_cores()))
     parser.add_argument("--threads", type=int, default=usual, help="of the model, both ways")
     parser.add_argument("--rounds", type=int, default=3)
