@@ -189,7 +189,7 @@ def test_the_command_tells_both_splits_in_80_columns(run_dir, capsys, monkeypatc
     told = capsys.readouterr().out
     assert "On 60 validation samples" in told
     assert "On 150 test samples" in told
-    assert re.search(r"consolidated 2\.\.2, and chain 0\.\.2 where", told)
+    assert re.search(r"consolidated 2\.\.2(, and| answers all,) chain 0\.\.2", told)
     assert cli.answer("cascade", [str(run_dir), "small=2..2", "format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["calibrated"]
@@ -198,6 +198,19 @@ def test_the_command_tells_both_splits_in_80_columns(run_dir, capsys, monkeypatc
     words = [str(run_dir), "small=2..2", "threshold=0.5"]
     assert cli.answer("cascade", words) == 0
     assert "validation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("threshold", "says"),
+    [
+        ("0", "window 2..2 answers all, chain 0..2 is never asked: "),
+        ("0.5", "window 2..2, and chain 0..2 where its answer has a probability of 0.5000 or less"),
+    ],
+)
+def test_who_answers_when_is_told(run_dir, capsys, threshold, says):
+    words = [str(run_dir), "small=2..2", f"threshold={threshold}"]
+    assert cli.answer("cascade", words) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

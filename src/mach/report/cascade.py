@@ -58,12 +58,21 @@ def show(found: Found, console: Console) -> None:
     for name, point in found.test.items():
         table.add_row(names[name], *_cells(point), style="bold" if name == "cascade" else None)
     console.print(table)
+    console.print(_sentence(found))
+
+
+def _sentence(found: Found) -> str:
+    """Who answers when, and what that saves."""
     saved = 1 - found.test["cascade"].flops / found.test["large"].flops
     much = f"{100 * abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} FLOPs"
-    console.print(
-        f"{found.small.title}, and {found.large.title} where its answer has a probability of "
-        f"{found.threshold:.4f} or less: {much} than the large one alone."
-    )
+    if found.threshold == 0:
+        asked = f"{found.small.title} answers all, {found.large.title} is never asked"
+    else:
+        asked = (
+            f"{found.small.title}, and {found.large.title} where its answer has a probability of "
+            f"{found.threshold:.4f} or less"
+        )
+    return f"{asked}: {much} than the large one alone."
 
 
 def shown_of(points: list[Point], chosen: Point) -> list[Point]:
