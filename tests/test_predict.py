@@ -277,7 +277,7 @@ def a_file(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("nan", r"sample 1: expected finite numbers within float32; got nan .* at \[2, 3\]"),
+        ("nan", r"sample 1: expected finite numbers within float32; got nan at \[2, 3\]"),
         ("infinite", "sample 0: expected finite numbers within float32; got inf"),
         ("beyond float32", "expected finite numbers within float32; got 1e\\+300"),
         ("text", r"x.npy: expected numbers, with samples along the first axis; got <U"),

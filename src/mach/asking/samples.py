@@ -43,8 +43,8 @@ def batch_of(values: Any, signature: Signature, who: str = "inputs") -> Tensor:
     if array.dtype.kind == "f" and not np.isfinite(floats).all():
         sample, *place = (int(i) for i in np.argwhere(~np.isfinite(floats))[0])
         raise InputError(
-            f"{who}: expected finite numbers within float32; got {array[(sample, *place)]} in "
-            f"sample {sample} at {place}"
+            f"{who}: expected finite numbers within float32; got {array[(sample, *place)]} "
+            f"{_where(array, sample, place)}"
         )
     low, high = float(array.min()), float(array.max())  # before they are rounded to float32
     if low < -signature.largest or high > signature.largest:
@@ -111,10 +111,15 @@ def _tokens(array: Array, signature: Signature, who: str) -> Tensor:
     if wrong.any():
         sample, place = (int(i) for i in np.argwhere(wrong)[0])
         raise InputError(
-            f"{who}: expected tokens 0 to {signature.classes - 1}; got {array[sample, place]} in "
-            f"sample {sample} at {place}"
+            f"{who}: expected tokens 0 to {signature.classes - 1}; got {array[sample, place]} "
+            f"{_where(array, sample, place)}"
         )
     return torch.from_numpy(whole)
+
+
+def _where(array: Array, sample: int, place: int | list[int]) -> str:
+    """Of one sample alone nobody asks which."""
+    return f"at {place}" if len(array) == 1 else f"in sample {sample} at {place}"
 
 
 def _refuse_text(values: Any, expected: str, who: str) -> None:
