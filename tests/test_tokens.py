@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mach import checkpoint
 from mach.asking.answers import read
+from mach.choice.latency import latencies
 from mach.config import ServeConfig, TextConfig, TokensConfig
 from mach.configfile import from_mapping
 from mach.data import Batches, Dataset, check, encoding, open_dataset, tokenizers
@@ -409,6 +410,8 @@ def test_of_a_large_vocabulary_few_windows_are_computed_together() -> None:
     found = read(model, torch.arange(256 * 10 + 1) % 256, signature, ByteTokenizer())
     assert found.bits_per_byte == pytest.approx(14)
     assert model.windows == [4, 4, 2, 1]
+    (its,) = latencies([model], signature)
+    assert {one.batch for one in its} == {1, 4}
 
 
 class Uniform(nn.Module):

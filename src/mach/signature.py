@@ -57,6 +57,11 @@ class Signature:
         """One input."""
         return TensorSpec(self.shape, torch.int64 if self.text else torch.float32)
 
+    @property
+    def logits(self) -> int:
+        """Of a sample."""
+        return self.classes * (self.shape[0] if self.per_position else 1)
+
     def restore_tokenizer(self) -> Tokenizer | None:
         """What makes tokens of text."""
         return None if self.tokenizer is None else restore(self.tokenizer)

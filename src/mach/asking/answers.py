@@ -83,7 +83,7 @@ def read(
 def _windows(tokens_T: Tensor, signature: Signature) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs [B, T] and the targets of the last rows of their logits."""
     context = signature.shape[0]
-    together = computed_together(signature.classes * (context if signature.per_position else 1))
+    together = computed_together(signature.logits)
     if not signature.per_position:  # the token after each window, wherever it begins
         if len(tokens_T) <= context:
             return

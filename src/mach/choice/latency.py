@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mach.choice.frontier import Latency
+from mach.inference import computed_together
 from mach.rank import available_cores
 from mach.signature import Signature
 
@@ -25,9 +26,11 @@ _LONGEST_S = 0.1
 
 
 def latencies(models: Sequence[nn.Module], signature: Signature) -> list[tuple[Latency, ...]]:
-    """Of each model: for one sample and for 64, with one thread and with all."""
+    """Of each model: for one sample and for 64, or as many windows of a large vocabulary as are
+    computed together; with one thread and with all."""
     before = torch.get_num_threads()
-    settings = [(batch, threads) for threads in threads_measured() for batch in (1, 64)]
+    batches = sorted({1, computed_together(signature.logits)})
+    settings = [(batch, threads) for threads in threads_measured() for batch in batches]
     try:
         columns = [_measure(models, signature, *setting) for setting in settings]
     finally:
