@@ -390,6 +390,16 @@ def test_a_card_tells_no_secret_of_the_config(tmp_path, monkeypatch):
     assert card.count(HIDDEN) == 3
 
 
+def test_the_time_of_a_resumed_run_is_told_with_the_steps_it_took(images, tmp_path):
+    run_dir = shutil.copytree(images, tmp_path / "run")
+    result = json.loads((run_dir / "result.json").read_text())
+    result |= {"steps": 3000, "first_step": 1000, "wall_s": 80.4}
+    (run_dir / "result.json").write_text(json.dumps(result))
+    write(run_dir, tmp_path / "out", "safetensors")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "in 3,000 steps, the last 2,000 of them in 80 s, by" in card
+
+
 def test_of_a_run_that_is_where_one_stands_the_card_knows_the_name(images, tmp_path, monkeypatch):
     monkeypatch.chdir(images)
     write(Path(), tmp_path / "out", "safetensors")

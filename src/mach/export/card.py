@@ -154,11 +154,17 @@ def _training(result: Mapping[str, Any] | None) -> list[str]:
     commit = f" at commit `{result['git']}`" if result.get("git") else ""
     return [
         f"Trained on {result['samples']:,} samples in {result['steps']:,} steps, "
-        f"{result['wall_s']:,.0f} s, by {result['components']} components "
+        f"{_took(result)}, by {result['components']} components "
         f"(schedule={result['schedule']}, delay={result['delay']}, seed={result['seed']}), with "
         f"torch {result['torch']}{commit}. {made}",
         "",
     ]
+
+
+def _took(result: Mapping[str, Any]) -> str:
+    """Of a run that was resumed the result knows the time since then alone."""
+    took, first = f"{result['wall_s']:,.0f} s", result["first_step"]
+    return f"the last {result['steps'] - first:,} of them in {took}" if first else took
 
 
 def _consolidation(manifest: Mapping[str, Any] | None) -> list[str]:
