@@ -7,6 +7,7 @@ one can be killed and born again within a moment.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -357,6 +358,20 @@ def test_a_link_dropped_for_a_while_comes_back_by_itself(both):
     offer(child.to_parent, bell, train(9), payload(9))
     assert poll(parent.from_child, parent_bell)[0] == train(9)
     assert child.to_parent.bytes_sent == parent.from_child.bytes_received
+
+
+def test_a_link_dropped_for_ever_stays_away_until_it_is_closed(both):
+    """As under faults=drop-link faults.duration_s=inf. Its thread fell, as no lock can be waited
+    for that long."""
+    (_, link, _), (_, parents, bell) = both
+    link.drop(math.inf)
+    while parents.up:
+        assert bell.wait(DEADLINE_S)
+    assert not link.wait_up(0.2)
+    assert link._thread.is_alive()
+    link.close()
+    assert not link._thread.is_alive()
+    assert link.connects == parents.connects == 1
 
 
 def test_an_end_that_is_aborted_takes_the_link_with_it_and_both_come_back(both):

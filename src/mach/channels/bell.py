@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event
+from threading import TIMEOUT_MAX, Event
 
 
 class Bell:
@@ -19,8 +19,9 @@ class Bell:
         self._rung.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until a ring since the last wait, at most `timeout_s`. Whether there was one."""
-        if not self._rung.wait(timeout_s):
+        """Sleep until a ring since the last wait, at most `timeout_s` (which may be inf). Whether
+        there was one."""
+        if not self._rung.wait(min(timeout_s, TIMEOUT_MAX)):
             return False
         # A ring that falls in here is not missed: the caller looks at its ends after this.
         self._rung.clear()
