@@ -253,10 +253,14 @@ def store():
 @pytest.fixture(autouse=True)
 def no_thread_left():
     before = set(threading.enumerate())
+
+    def left() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
     yield
     while OPEN:
         OPEN.pop().close()
-    until(lambda: not set(threading.enumerate()) - before, DEADLINE_S, lambda: str(before))
+    until(lambda: not left(), DEADLINE_S, lambda: f"still there: {left()}")
 
 
 @pytest.fixture
