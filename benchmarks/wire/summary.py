@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -47,12 +48,17 @@ def relative(section: dict[str, Any], variant: str, key: str) -> list[float]:
     return [of[variant, seed] / of["float32", seed] for seed in seeds]
 
 
+def _changes(section: dict[str, Any], variant: str, key: str) -> list[float]:
+    """Logarithms of the ratios: of two alike that vary, either is by the mean ratio the larger."""
+    return [log(ratio) for ratio in relative(section, variant, key)]
+
+
 def _aims(result: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     networks = [name for name in NETWORKS if name in result]
     for name in networks:
         for variant in ("bfloat16 wire", "int8 wire"):
-            changes = [ratio - 1 for ratio in relative(result[name], variant, "loss")]
+            changes = _changes(result[name], variant, "loss")
             if changes:
                 seeds = f"mean of {len(changes)} seeds" if len(changes) > 1 else "one seed"
                 what = f"{name}: final loss with {variant}, {seeds}"
@@ -101,8 +107,8 @@ def _network(name: str, section: dict[str, Any]) -> str:
         runs = [run for run in section["runs"] if run["variant"] == variant]
         if not runs:
             continue
-        changes = [ratio - 1 for ratio in relative(section, variant, "loss")]
-        tests = [ratio - 1 for ratio in relative(section, variant, "test_loss")]
+        changes = _changes(section, variant, "loss")
+        tests = _changes(section, variant, "test_loss")
         rows.append(
             [
                 variant,

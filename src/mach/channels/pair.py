@@ -98,15 +98,17 @@ class Wire:
     def abort(self) -> None:
         """End the connection and the threads, and give the sockets back."""
         self.broke(ChannelError("this end has let go of the edge"))
-        if self._pair is None:
+        pair = self._pair
+        if pair is None:  # somebody else was first
             return
-        sever(self._pair, self._rank)
+        sever(pair, self._rank)
         for thread in self._threads:
             if thread is not current_thread():
                 thread.join(_ABORT_S)
         if self.error is not None:
             self.error.__traceback__ = None  # its frames would hold the pair
-        self._pair = None  # closes the sockets: here, as it takes 10 ms, not on the training thread
+        # The last one closes the sockets: here, as it takes 10 ms, not on the training thread.
+        self._pair = pair = None
 
 
 def connect_pair(
