@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -244,8 +245,10 @@ if sending:
 else:
     end = GlooReceiver(edge, store, cpu, 20, 20, on_change=on_change)
 store.set("up", "")
-sys.stdin.read()
+for number, _ in enumerate(sys.stdin, 1):
+    end.send(Header(Kind.TRAIN, number), torch.ones(4, 5))
 """
+"""Sends a frame, and one more for each line; or receives."""
 
 
 def a_neighbour(store, does, edge):
@@ -292,6 +295,65 @@ def test_a_neighbour_killed_by_kill_9_is_noticed_at_once_and_named(neighbour):
         else:
             with pytest.raises(PeerLostError, match="component 2 is gone"):
                 send_many(end, 10)
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stdin.close()
+
+
+BUSY = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+parent = os.getppid()
+print("busy", flush=True)
+while os.getppid() == parent:
+    pass
+"""
+
+
+def native_threads():
+    """Threads of this process that Python has not started."""
+    of_python = {thread.native_id for thread in threading.enumerate()}
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()} - of_python
+
+
+@contextmanager
+def late(threads):
+    """They run when nobody else wants their processor, which somebody does all the time."""
+    core = max(os.sched_getaffinity(0))
+    for thread in threads:
+        os.sched_setaffinity(thread, {core})
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    with ExitStack() as stack:
+        for _ in range(3):  # of one alone the scheduler would let go every few milliseconds
+            command = [sys.executable, "-c", BUSY, str(core)]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout.readline() == b"busy\n"
+        yield
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_receipt_for_a_neighbour_that_has_just_died_leaves_no_thread_waiting(attempt):
+    """In most attempts it is sent before gloo's own thread, which is late, has heard of the
+    death."""
+    store = a_store()
+    threads, native = set(threading.enumerate()), native_threads()
+    process = a_neighbour(store, "sends", "live")
+
+    def kill(header):
+        if header.microbatch == 1:
+            process.kill()
+            process.wait()  # with a deadline it would look now and then, which is too late
+
+    try:
+        end = GlooReceiver(an_edge(), store, CPU, 20, 20, on_arrival=kill, on_change=lambda: None)
+        with late(native_threads() - native):
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            until(lambda: end.poll() is None and not end.alive, DEADLINE_S)
+            end.abort()
+            assert set(threading.enumerate()) == threads
     finally:
         process.kill()
         process.wait(20)

@@ -9,8 +9,9 @@ Traps this file avoids, all seen with torch 2.13:
 - `wait(timeout)` that times out closes every pair of the group: the deadlines are kept by the
   training thread, on a condition variable, and the edge's thread waits without one;
 - when a connection breaks, gloo does not wake who waits for the message that it was reading or
-  writing just then. On an edge that outlives its connections (made with `on_change`) nobody waits
-  for a long message: a frame is two, payload then header, and the receiver waits for the header;
+  writing just then, nor who waits for one that it begins to send before it has heard of the break.
+  On an edge that outlives its connections (made with `on_change`) nobody waits for a long message,
+  nor for what he sends: a frame is two, payload then header, and the receiver waits for the header;
   the sender waits for a receipt of one byte. That is 0.2 ms a frame, which other edges save;
 - a receiver whose frames nobody takes waits for nothing on the wire: where somebody wants to hear
   of a break at once, a second thread listens for it;
@@ -23,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -348,6 +350,8 @@ class GlooReceiver(Receiver):
     def _run(self) -> None:
         pair = self._wire.pair
         receipt = torch.zeros(1, dtype=torch.uint8)
+        # Kept until they have arrived, as the frames do that needed them.
+        receipts: deque[dist.Work] = deque(maxlen=self.edge.credits)
         while not self._ended:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._posted) or self._wire.error is not None)
@@ -368,4 +372,7 @@ class GlooReceiver(Receiver):
             self._wire.hear()
             if self._live:
                 with suppress(RuntimeError):  # the source is gone; what it has sent is still good
-                    pair.send([receipt], SOURCE, RECEIPTS).wait(FOREVER)
+                    receipts.append(pair.send([receipt], SOURCE, RECEIPTS))
+        with suppress(RuntimeError):  # the source is gone, and the last frame was its farewell
+            for sent in receipts:
+                sent.wait(timedelta(seconds=self._timeout_s))
