@@ -251,18 +251,24 @@ for number, _ in enumerate(sys.stdin, 1):
 """Sends a frame, and one more for each line; or receives."""
 
 
+@contextmanager
 def a_neighbour(store, does, edge):
     command = [sys.executable, "-c", NEIGHBOUR, str(store.port), does, edge]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("neighbour", ["sends", "receives"])
 def test_an_idle_end_hears_of_a_kill_9_and_gives_back_what_it_had(neighbour):
     store = a_store()
     threads = set(threading.enumerate())
-    process = a_neighbour(store, neighbour, "live")
     bell = Bell()
-    try:
+    with a_neighbour(store, neighbour, "live") as process:
         kind = GlooReceiver if neighbour == "sends" else GlooSender
         end = kind(an_edge(), store, CPU, 20, 20, on_change=bell.ring)
         store.wait(["up"], timedelta(seconds=20))
@@ -271,17 +277,12 @@ def test_an_idle_end_hears_of_a_kill_9_and_gives_back_what_it_had(neighbour):
             assert bell.wait(DEADLINE_S)
         end.abort()
         assert set(threading.enumerate()) == threads
-    finally:
-        process.kill()
-        process.wait(20)
-        process.stdin.close()
 
 
 @pytest.mark.parametrize("neighbour", ["sends", "receives"])
 def test_a_neighbour_killed_by_kill_9_is_noticed_at_once_and_named(neighbour):
     store = a_store()
-    process = a_neighbour(store, neighbour, "ordered")
-    try:
+    with a_neighbour(store, neighbour, "ordered") as process:
         kind = GlooReceiver if neighbour == "sends" else GlooSender
         end = kind(an_edge(), store, CPU, 20, 20)
         store.wait(["up"], timedelta(seconds=20))
@@ -295,10 +296,6 @@ def test_a_neighbour_killed_by_kill_9_is_noticed_at_once_and_named(neighbour):
         else:
             with pytest.raises(PeerLostError, match="component 2 is gone"):
                 send_many(end, 10)
-    finally:
-        process.kill()
-        process.wait(20)
-        process.stdin.close()
 
 
 BUSY = """
@@ -339,14 +336,13 @@ def test_a_receipt_for_a_neighbour_that_has_just_died_leaves_no_thread_waiting(a
     death."""
     store = a_store()
     threads, native = set(threading.enumerate()), native_threads()
-    process = a_neighbour(store, "sends", "live")
+    with a_neighbour(store, "sends", "live") as process:
 
-    def kill(header):
-        if header.microbatch == 1:
-            process.kill()
-            process.wait()  # with a deadline it would look now and then, which is too late
+        def kill(header):
+            if header.microbatch == 1:
+                process.kill()
+                process.wait()  # with a deadline it would look now and then, which is too late
 
-    try:
         end = GlooReceiver(an_edge(), store, CPU, 20, 20, on_arrival=kill, on_change=lambda: None)
         with late(native_threads() - native):
             process.stdin.write(b"\n")
@@ -354,7 +350,3 @@ def test_a_receipt_for_a_neighbour_that_has_just_died_leaves_no_thread_waiting(a
             until(lambda: end.poll() is None and not end.alive, DEADLINE_S)
             end.abort()
             assert set(threading.enumerate()) == threads
-    finally:
-        process.kill()
-        process.wait(20)
-        process.stdin.close()

@@ -373,6 +373,7 @@ class GlooReceiver(Receiver):
             if self._live:
                 with suppress(RuntimeError):  # the source is gone; what it has sent is still good
                     receipts.append(pair.send([receipt], SOURCE, RECEIPTS))
-        with suppress(RuntimeError):  # the source is gone, and the last frame was its farewell
+        # The last are on their way before this thread lets go of them, or the source has died.
+        with suppress(RuntimeError):
             for sent in receipts:
                 sent.wait(timedelta(seconds=self._timeout_s))
