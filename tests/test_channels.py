@@ -21,6 +21,7 @@ def channel(request):
         edge = Edge(1, 2, TensorSpec(shape, dtype), credits)
         return both_ends(request.param, edge, timeout_s, bells)
 
+    build.transport = request.param
     return build
 
 
@@ -225,14 +226,16 @@ def poll(receiver, bell):
     return frame
 
 
-def test_an_offer_is_taken_while_there_is_a_credit_and_refused_at_once_after(channel):
-    """However many slots a transport has at either end, their number is bounded."""
-    sender, receiver, source, sender_bell, bell = a_live_channel(channel, credits=2)
+@pytest.mark.parametrize("credits", [2, 3])
+def test_an_offer_is_taken_while_there_is_a_credit_and_refused_at_once_after(channel, credits):
+    """However a transport divides its slots between the ends: what waits longer comes too late."""
+    sender, receiver, source, sender_bell, bell = a_live_channel(channel, credits=credits)
     sent = 0
     while sender.offer(train(sent), payload(sent, source)) or sender_bell.wait(0.2):
         sent = sender.bytes_sent // frame_bytes(TensorSpec(SHAPE))
         assert sent < 20
-    assert 2 <= sent <= 4
+    # Over NCCL a frame that has come gives its credit back, taken or not.
+    assert sent == credits or (channel.transport == "nccl" and sent <= 2 * credits)
     assert sender.alive
     assert sender.wait_s == 0
     for b in range(sent):  # nothing was lost, and the sender can go on

@@ -5,7 +5,7 @@ Traps this file avoids, all seen with torch 2.13:
 - a message longer than the posted receive aborts the receiving process: no frame is longer than a
   slot. A shorter one fills the beginning of it;
 - a send completes only when the peer has posted its receive: W receives are posted ahead, and a
-  receive is posted again only when its frame was taken out, so these *are* the credits;
+  receive is posted again only when its frame was taken out;
 - `wait(timeout)` that times out closes every pair of the group: the deadlines are kept by the
   training thread, on a condition variable, and the edge's thread waits without one;
 - when a connection breaks, gloo does not wake who waits for the message that it was reading or
@@ -13,6 +13,8 @@ Traps this file avoids, all seen with torch 2.13:
   On an edge that outlives its connections (made with `on_change`) nobody waits for a long message,
   nor for what he sends: a frame is two, payload then header, and the receiver waits for the header;
   the sender waits for a receipt of one byte. That is 0.2 ms a frame, which other edges save;
+- there a receipt gives the credit back, when its frame was taken out. On other edges the arrival
+  does, so twice as many frames may wait; what comes when, an ordered schedule decides;
 - a receiver whose frames nobody takes waits for nothing on the wire: where somebody wants to hear
   of a break at once, a second thread listens for it;
 - a CUDA tensor's device pointer would go straight to the socket: payloads pass through pinned
@@ -254,6 +256,7 @@ class GlooReceiver(Receiver):
         on_error: Callable[[BaseException], None] = lambda error: None,
         on_change: Callable[[], None] | None = None,
         listen: str = LOOPBACK,
+        receipt_on_arrival: bool = False,
     ) -> None:
         """The callbacks are called on a thread of the edge.
 
@@ -264,6 +267,7 @@ class GlooReceiver(Receiver):
             on_error: the edge broke.
             on_change: a frame has come or the edge broke. Both ends have one, or neither.
             listen: address or interface of this machine to listen on.
+            receipt_on_arrival: the source hears of a frame when it has come, not when it is taken.
         """
         super().__init__(edge)
         self._timeout_s, self._on_arrival = timeout_s, on_arrival
@@ -276,6 +280,10 @@ class GlooReceiver(Receiver):
         self._newest: Header | None = None
         self._ended = False
         self._live = on_change is not None
+        self._receipt_on_arrival = receipt_on_arrival
+        self._receipt = torch.zeros(1, dtype=torch.uint8)
+        self._receipts: deque[dist.Work] = deque(maxlen=edge.credits)
+        """Kept until they have arrived, as the frames do that needed them."""
         for _ in range(edge.credits):
             self._post(Slot(edge, self._staging.pinned))
         self._arrivals = self._wire.start(f"receive {edge.name}", self._run)
@@ -298,8 +306,11 @@ class GlooReceiver(Receiver):
             return None
         with self._changed:
             header, slot = self._arrived.popleft()
+            is_last = self._ended and not self._arrived
         payload = self._staging.take(slot, self.edge.encoding(header.kind))
         self._post(slot)
+        if not self._receipt_on_arrival:
+            self._acknowledge(2 if is_last else 1)  # the end came, behind this one
         self.bytes_received += self.edge.frame_bytes(header.kind)
         return header, payload
 
@@ -310,6 +321,10 @@ class GlooReceiver(Receiver):
             header, _ = self._arrived.popleft()
             raise ChannelError(f"{self.edge.name}: expected the end of the stream, got {header}")
         self._arrivals.join(self._timeout_s)
+        # The last are on their way before this end lets go of them, or the source has died.
+        with suppress(RuntimeError):
+            for sent in self._receipts:
+                sent.wait(timedelta(seconds=self._timeout_s))
 
     def abort(self) -> None:
         self._wire.abort()
@@ -328,6 +343,16 @@ class GlooReceiver(Receiver):
                 self._changed.notify_all()
         except RuntimeError as error:  # the neighbour has just gone
             self._wire.broke(error)
+
+    def _acknowledge(self, frames: int = 1) -> None:
+        """Give back the credits of so many frames, where the source waits for that."""
+        if not self._live:
+            return
+        with self._changed, suppress(RuntimeError):  # the source is gone
+            if self._wire.error is None:
+                for _ in range(frames):
+                    receipt = self._wire.pair.send([self._receipt], SOURCE, RECEIPTS)
+                    self._receipts.append(receipt)
 
     def _await(self, expected: Header) -> None:
         with self._changed:
@@ -348,10 +373,6 @@ class GlooReceiver(Receiver):
         )
 
     def _run(self) -> None:
-        pair = self._wire.pair
-        receipt = torch.zeros(1, dtype=torch.uint8)
-        # Kept until they have arrived, as the frames do that needed them.
-        receipts: deque[dist.Work] = deque(maxlen=self.edge.credits)
         while not self._ended:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._posted) or self._wire.error is not None)
@@ -364,16 +385,13 @@ class GlooReceiver(Receiver):
             with self._changed:
                 if header.kind is Kind.END:
                     self._ended = True
+                    is_taken = not self._arrived
                 else:
                     self._arrived.append((header, slot))
                     self._newest = header
+                    is_taken = False
                 self._changed.notify_all()
             self._on_arrival(header)
             self._wire.hear()
-            if self._live:
-                with suppress(RuntimeError):  # the source is gone; what it has sent is still good
-                    receipts.append(pair.send([receipt], SOURCE, RECEIPTS))
-        # The last are on their way before this thread lets go of them, or the source has died.
-        with suppress(RuntimeError):
-            for sent in receipts:
-                sent.wait(timedelta(seconds=self._timeout_s))
+            if is_taken or self._receipt_on_arrival:
+                self._acknowledge()

@@ -5,7 +5,7 @@ edge has a control channel beside it, a gloo channel whose frames are headers al
 the edge's credits, its end of stream and its errors the edge's. A header that was taken in means
 "my payload is ready and you have room": only then are send and receive issued, by
 mach.channels.ncclpair and at almost the same moment, so no kernel spins for long and no watchdog
-sees an old operation.
+sees an old operation. It gives the credit back, too: frames that wait to be taken are W more.
 
     # source                                    target
     # encode the payload into a slot, event e
@@ -225,6 +225,7 @@ class NcclReceiver(Receiver):
             on_error=self._fail,
             on_change=on_change,
             listen=listen,
+            receipt_on_arrival=True,  # of a header: the payload waits for it
         )
 
     @property
