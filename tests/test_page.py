@@ -182,6 +182,8 @@ def test_a_run_that_went_on_waited_for_a_part_of_the_time_of_all_its_lives(tmp_p
     text = report([tmp_path], tmp_path / "page").read_text()
     assert "40.0 %" in text
     assert "15.0 s of training" in text
+    (tmp_path / "result.json").write_text('{"wall_s": 5.0}')  # of its last launch alone
+    assert "15.0 s of training" in report([tmp_path], tmp_path / "page").read_text()
     assert _waits(read_log(tmp_path / "component-0.jsonl", 0, Notes())) == {
         "work": 0.6,
         "wait": 0.4,
@@ -299,7 +301,7 @@ def test_runs_of_several_folders_are_shown_side_by_side(finished, sweep, tmp_pat
 
 
 def test_sweeps_over_different_choices_are_shown_side_by_side(finished, tmp_path):
-    # No job has both keys, which no config has: there is nothing to draw a map of.
+    # No job was asked for both: what it had of the other is in its config, or is not known.
     for key, values in (("optim", ("adamw", "muon")), ("student", ("none", "distil"))):
         table = f"job,{key},exit_code,error\n"
         for number, value in enumerate(values):
@@ -311,7 +313,7 @@ def test_sweeps_over_different_choices_are_shown_side_by_side(finished, tmp_path
     assert (
         "4 jobs over optim (2 values) and student (2 values); 4 have a result" in file.read_text()
     )
-    assert not (tmp_path / "page" / "heat-map.png").exists()
+    assert (tmp_path / "page" / "heat-map.png").exists()
 
 
 # --- bad input ---------------------------------------------------------------------------------

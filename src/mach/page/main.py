@@ -9,6 +9,7 @@ from pathlib import Path
 from mach.errors import ConfigError
 from mach.extras import missing
 from mach.records.find import find_runs, is_run
+from mach.report.numbers import several
 
 _NEEDED = ("matplotlib", "jinja2")
 
@@ -66,7 +67,7 @@ def report(paths: list[Path], out: Path | None = None) -> Path:
 
 
 def _tell(problems: list[str]) -> None:
-    count = f"{len(problems)} thing{'' if len(problems) == 1 else 's'}"
+    count = several(len(problems), "thing")
     print(f"mach: {count} could not be read, the page says which: {problems[0]}", file=sys.stderr)
 
 

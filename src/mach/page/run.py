@@ -16,7 +16,7 @@ from mach.page.parts import Cell, Page, Section, Table, Tile, cells
 from mach.page.picture import Picture
 from mach.records import Log, RunRecord, read_traces
 from mach.records.scores import Measure, measure_of
-from mach.report.numbers import short
+from mach.report.numbers import several, short
 from mach.secrets import value_of
 
 _MOST_EVENTS = 200
@@ -92,7 +92,7 @@ def _summary(run: RunRecord, measure: Measure) -> str:
         f"schedule {known.get('schedule', 'unknown')}, delay {known.get('delay', 'unknown')}, "
         f"{known.get('accumulate', '?')} microbatches a step"
     )
-    what = f"{model} in {_count(run.components, 'component')} on {data}; {late}."
+    what = f"{model} in {several(run.components, 'component')} on {data}; {late}."
     chain = result.get("chain", [])
     if not chain:
         return f"{what} There is no result: the run has not ended, or did not come to its end."
@@ -125,10 +125,11 @@ def _tiles(run: RunRecord, measure: Measure, logs: list[Log]) -> list[Tile]:
         asked = run.flat.get("steps", "?")
         tiles.append(Tile("How far", f"{reached:,.0f}", "steps", f"of {asked}; no result yet"))
     rate = _number(result.get("samples_per_s"))
-    wall_s = _number(result.get("wall_s"))
     if not math.isfinite(rate):
         rate = next((log.last("samples_per_s") or math.nan for log in logs), math.nan)
-        wall_s = max((log.wall_s for log in logs if len(log)), default=math.nan)
+    # Logs tell of all lives, a result of its last launch alone.
+    told = [_number(result.get("wall_s")), *(log.wall_s for log in logs if len(log))]
+    wall_s = max((seconds for seconds in told if math.isfinite(seconds)), default=math.nan)
     busy = [_number(row.get("value")) for row in result.get("busy_fraction", [])]
     busy = [value for value in busy if math.isfinite(value)]
     more = f"{_duration(wall_s)} of training"
@@ -305,7 +306,7 @@ def _faults(run: RunRecord, logs: list[Log]) -> Section:
         )
     restarts = _number(result.get("restarts"))
     if math.isfinite(restarts) and restarts > 0:
-        text += f" {_count(int(restarts), 'restart')}."
+        text += f" {several(int(restarts), 'restart')}."
     if not tables and not text:
         text = "None: no component fell, and nothing was injected."
     return Section("Faults", [], tables, text.strip())
@@ -360,10 +361,6 @@ def _rate(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

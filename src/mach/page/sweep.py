@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mach.page.grid import REPLICATE, curves, heat_map, layout_of, lines
+from mach.page.grid import REPLICATE, curves, heat_map, layout_of, lines, scatter
 from mach.page.parts import Cell, Page, Section, Table, Tile, cells
-from mach.records import Log
 from mach.records.scores import Measure
-from mach.records.sweep import Job, Sweep
+from mach.records.sweep import Job, Sweep, known
+from mach.report.numbers import several
 from mach.secrets import value_of
-
-LINES = 400
-"""Of a log that are taken: a curve of a sweep shows no more."""
 
 
 def page_of(sweep: Sweep) -> Page:
@@ -35,16 +32,16 @@ def page_of(sweep: Sweep) -> Page:
         )
     best = sorted(alike, key=lambda job: _rank(job, measure))
     layout = layout_of(sweep)
-    logs = [_top_log(job) for job in sweep.jobs]
-    colour_key = layout.rows.key if layout else next(iter(sweep.varying), None)
+    coloured = layout.rows or layout.columns if layout else None
+    colour_key = coloured.key if coloured else next(iter(sweep.varying), None)
     values = sweep.varying.get(colour_key, []) if colour_key else []
-    pictures = []
-    drawn = heat_map(alike, layout, measure) if layout is not None else None
-    if layout is not None and drawn is not None:
-        pictures += [drawn, lines(alike, layout, measure)]
-    trained = curves(sweep.jobs, logs, colour_key, values)
+    if layout is not None:
+        pictures = [heat_map(alike, layout, measure), lines(alike, layout, measure)]
+    else:
+        pictures = [scatter(alike, sweep, measure)]
+    trained = curves(sweep.jobs, colour_key, values)
     sections = [
-        Section("At a glance", pictures),
+        Section("At a glance", [p for p in pictures if p is not None]),
         Section("How they learned", [trained] if trained is not None else []),
         Section("Every job", [], [_table(sweep, best, measure)] if best else []),
         Section("Failed or not ended", [], _failed(sweep)),
@@ -58,7 +55,7 @@ def page_of(sweep: Sweep) -> Page:
         sections=[s for s in sections if s.pictures or s.tables],
         problems=[str(note) for note in sweep.notes],
         footer=f"{len(sweep.jobs)} jobs · written {datetime.now():%Y-%m-%d %H:%M} by mach report",
-        colours=max(1, len(layout.rows.values) if layout else len(values)),
+        colours=max(1, len(values)),
     )
 
 
@@ -77,38 +74,46 @@ def _rank(job: Job, measure: Measure) -> float:
     return -job.score.value if measure.higher_is_better else job.score.value
 
 
-def _top_log(job: Job) -> Log:
-    if job.run is None or not job.run.components:
-        return Log(0, 0, 0, {})
-    logs = [job.run.log(k, LINES) for k in range(job.run.components)]  # all: damage is counted
-    return logs[-1]
-
-
 def _summary(sweep: Sweep, best: list[Job], measure: Measure) -> str:
-    varied = [f"{key} ({len(values)} values)" for key, values in sweep.varying.items()]
+    varied = [
+        f"{key} ({several(len(known(values)), 'value')})" for key, values in sweep.varying.items()
+    ]
     over = f" over {_list(varied)}" if varied else ""
     done = f"{len(sweep.jobs)} jobs{over}; {len(best)} have a result."
     if not best:
         return done
-    label, scores = _best_group(sweep, best, measure)
-    top = f"{label} is best with {measure.with_unit(float(np.mean(scores)))}"
-    if len(scores) > 1:
-        top += f", the mean of {len(scores)} seeds (± {measure.text(_deviation(scores))})"
-    last = best[-1].score
-    assert last is not None
-    return f"{done} {top}; the last job has {measure.text(last.value)}."
+    label, jobs = _best_group(sweep, best, measure)
+    scores = _scores(jobs)
+    good = measure.with_unit(float(np.mean(scores)))
+    top = f"{label} is best with {good}" if label else f"They have {good}"
+    if len(jobs) > 1:
+        top += f", the mean of {_number_of(jobs)} (± {measure.text(_deviation(scores))})"
+    return f"{done} {top}; the last job has {measure.text(_scores(best)[-1])}."
 
 
-def _best_group(sweep: Sweep, best: list[Job], measure: Measure) -> tuple[str, list[float]]:
-    """What was asked for, seeds aside, that scores best on average, and its scores."""
-    groups: dict[str, list[float]] = {}
+def _best_group(sweep: Sweep, best: list[Job], measure: Measure) -> tuple[str, list[Job]]:
+    """What was asked for, seeds aside, that scores best on average, and the jobs that were.
+
+    It has no words where seeds alone set them apart.
+    """
+    groups: dict[str, list[Job]] = {}
     for job in best:
         asked = {k: job.overrides[k] for k in sweep.varying if k in job.overrides}
         asked.pop(REPLICATE, None)
-        assert job.score is not None
-        groups.setdefault(_words(asked) or job.name, []).append(job.score.value)
+        alike = _words(asked) or ("" if REPLICATE in sweep.varying else job.name)
+        groups.setdefault(alike, []).append(job)
     sign = -1 if measure.higher_is_better else 1
-    return min(groups.items(), key=lambda group: sign * float(np.mean(group[1])))
+    return min(groups.items(), key=lambda group: sign * float(np.mean(_scores(group[1]))))
+
+
+def _scores(jobs: list[Job]) -> list[float]:
+    return [job.score.value for job in jobs if job.score is not None]
+
+
+def _number_of(jobs: list[Job]) -> str:
+    """As many seeds where each has its own."""
+    seeds = {job.overrides.get(REPLICATE) for job in jobs}
+    return f"{len(jobs)} {'seeds' if len(seeds) == len(jobs) else 'jobs'}"
 
 
 def _deviation(scores: list[float]) -> float:
@@ -119,11 +124,11 @@ def _tiles(sweep: Sweep, best: list[Job], measure: Measure) -> list[Tile]:
     failed = [job for job in sweep.jobs if job.failed]
     tiles = []
     if best:
-        label, scores = _best_group(sweep, best, measure)
-        all_scores = [job.score.value for job in best if job.score is not None]
+        label, jobs = _best_group(sweep, best, measure)
         unit = "%" if measure.key == "accuracy" else measure.label
-        more = f"{label}; median of all jobs {measure.text(float(np.median(all_scores)))}"
-        tiles.append(Tile("How good", measure.text(float(np.mean(scores))), unit, more))
+        what = label or f"mean of {_number_of(jobs)}"
+        more = f"{what}; median of all jobs {measure.text(float(np.median(_scores(best))))}"
+        tiles.append(Tile("How good", measure.text(float(np.mean(_scores(jobs)))), unit, more))
         rates = [rate for job in best if math.isfinite(rate := _of(job, "samples_per_s"))]
         if rates:
             more = f"median; {min(rates):,.0f} to {max(rates):,.0f}"
@@ -148,7 +153,7 @@ def _table(sweep: Sweep, best: list[Job], measure: Measure) -> Table:
         assert job.score is not None
         rate, wall_s, stale = (
             _of(job, "samples_per_s"),
-            _of(job, "wall_s"),
+            max(_of(job, "wall_s"), job.log.wall_s),  # a result knows its last launch alone
             _staleness(job),
         )
         rows.append(
@@ -178,8 +183,8 @@ def _failed(sweep: Sweep) -> list[Table]:
         if not job.failed:
             continue
         code = "–" if job.exit_code is None else str(job.exit_code)
-        known = job.error or ("no result" if job.run is not None else "never began")
-        rows.append(cells(job.name, _label(job, sweep), code, known))
+        said = job.error or ("no result" if job.run is not None else "never began")
+        rows.append(cells(job.name, _label(job, sweep), code, said))
     columns = ["job", "asked for", "exit code", "what was said"]
     codes = "Exit codes: 1 went wrong while running, 2 refused before training, 130 stopped."
     return [Table("", columns, rows, codes, text_columns=4)] if rows else []

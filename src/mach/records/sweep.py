@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from mach import runfolder, sweepfolder, sweeptable
 from mach.errors import RunFolderError
 from mach.records.find import find_runs, natural
+from mach.records.log import Log
 from mach.records.notes import Notes
 from mach.records.run import RunRecord, read_run
 from mach.records.scores import Score, score_of
@@ -20,6 +21,11 @@ from mach.records.scores import Score, score_of
 _OWN = ("out", "report", "launch", "checkpoint")
 """What says how a job is run and told, with all below it: it makes no other job of it, and nor does
 resume=auto."""
+
+
+_LINES = 400
+ABSENT = "–"
+"""In place of the value of a key that others were asked for and this job's config has not."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Job:
     def score(self) -> Score | None:
         """Of the top exit; None without a result."""
         return score_of(self.run.result) if self.run is not None and self.run.result else None
+
+    @cached_property
+    def log(self) -> Log:
+        """Of the top component; as many of its lines as a curve among others shows."""
+        if self.run is None or not self.run.components:
+            return Log(0, 0, 0, {})
+        logs = [self.run.log(k, _LINES) for k in range(self.run.components)]  # damage is counted
+        return logs[-1]
 
     @property
     def failed(self) -> bool:
@@ -61,7 +75,7 @@ class Sweep:
             for key, value in job.overrides.items():
                 values.setdefault(key, set()).add(value)
         varied = {k: in_order(v) for k, v in values.items() if len(v) > 1}
-        return dict(sorted(varied.items(), key=lambda item: -len(item[1])))
+        return dict(sorted(varied.items(), key=lambda item: -len(known(item[1]))))
 
 
 def read_sweep(paths: Sequence[Path], notes: Notes | None = None) -> Sweep:
@@ -87,6 +101,11 @@ def read_sweep(paths: Sequence[Path], notes: Notes | None = None) -> Sweep:
         raise refused[0]
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(jobs)} runs"
     return Sweep(name, _completed(_named_by_differences(jobs)), notes)
+
+
+def known(values: Sequence[Any]) -> list[Any]:
+    """Those that are values."""
+    return [value for value in values if value != ABSENT]
 
 
 def in_order(values: Iterable[Any]) -> list[Any]:
@@ -225,33 +244,48 @@ def _age(job: Job) -> float:
 
 
 def _named_by_differences(jobs: list[Job]) -> list[Job]:
-    """Give jobs of which nobody knows what they were asked for what their configs differ in."""
-    if all(job.overrides for job in jobs) or len(jobs) == 1:
-        return jobs
+    """Give jobs that were asked for the same what their configs differ in all the same.
+
+    Of a job without overrides nobody knows what it was asked for: it is compared with all.
+    """
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(frozenset(job.overrides.items()), []).append(job)
+    compared = list(groups.values()) if all(job.overrides for job in jobs) else [jobs]
+    differing = list(dict.fromkeys(key for alike in compared for key in _differences(alike)))
+    named = []
+    for job in jobs:
+        flat = _what_counts(job)
+        own = {key: typed(flat[key]) for key in differing if key in flat}
+        named.append(replace(job, overrides=job.overrides | own))
+    return named
+
+
+def _differences(jobs: list[Job]) -> list[str]:
+    """Keys under which the configs of these jobs have different values."""
     flats = [_what_counts(job) for job in jobs]
-    differing = [
+    return [
         key
         for key in dict.fromkeys(key for flat in flats for key in flat)
         if not any(isinstance(flat.get(key), list) for flat in flats)  # a cut that was found
         and len({str(flat[key]) for flat in flats if key in flat}) > 1
     ]
-    named = []
-    for job, flat in zip(jobs, flats, strict=True):
-        own = {key: typed(flat[key]) for key in differing if key in flat}
-        named.append(Job(job.name, job.overrides | own, job.run, job.exit_code, job.error))
-    return named
 
 
 def _completed(jobs: list[Job]) -> list[Job]:
     """Give jobs that were not asked for what others were the value that they had all the same."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
-    whole = []
-    for job in jobs:
-        flat = job.run.flat if job.run is not None else {}
-        known = {
-            key: job.overrides[key] if key in job.overrides else typed(flat[key])
-            for key in keys
-            if key in job.overrides or key in flat
-        }
-        whole.append(Job(job.name, known, job.run, job.exit_code, job.error))
-    return whole
+    return [
+        replace(job, overrides={k: v for k in keys if (v := _value(job, k)) is not None})
+        for job in jobs
+    ]
+
+
+def _value(job: Job, key: str) -> Any:
+    """What a job had, asked or not; None where nothing is known of it."""
+    if key in job.overrides:
+        return job.overrides[key]
+    flat = job.run.flat if job.run is not None else {}
+    # What was chosen of a group, as in optim=adamw, may be in the config under its name.
+    had = next((typed(flat[name]) for name in (key, f"{key}.name") if name in flat), ABSENT)
+    return had if flat else None

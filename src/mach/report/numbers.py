@@ -24,6 +24,11 @@ def fixed(value: float | None, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}"
 
 
+def several(number: int, thing: str) -> str:
+    """So many things: 1 value, 2 values."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds: 3,725 is 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
