@@ -67,8 +67,8 @@ def load(
 
     Args:
         path: a run folder, or what `mach export` (format=safetensors or onnx) or `mach consolidate`
-            has written: the folder, or the file with the weights in it. Nothing is ever unpickled;
-            but of a run of model=custom the function that its config names is called.
+            has written: the folder, or the file with the weights in it. Nothing that could run code
+            is unpickled; but of a run of model=custom the function that its config names is called.
         window: (j, i) or "j..i": student j, bodies j to i, head i; (0, i) is the chain.
             "consolidated/j..i": what `mach consolidate` has made of it. None: the whole chain of a
             run, and of another folder what it has.

@@ -5,8 +5,9 @@
     a folder in it     of a consolidated window; or the file in it that has the weights
     an exported one    of format safetensors or onnx; or the file in it that has the weights
 
-Nothing is ever unpickled: files that torch or Python would have to unpickle are refused. But of a
-run of model=custom the function that its config names is called: it is as good as who made it.
+Nothing that could run code is unpickled: files that torch or Python would have to unpickle are
+refused. But of a run of model=custom the function that its config names is called: it is as good as
+who made it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from mach.component import Ages, Component
 from mach.errors import CheckpointError
 from mach.optim import Optimizer
 from mach.randomness import RANDOM, go_on_from, streams
+
+if TYPE_CHECKING:
+    from mach.checkpoint.index import IndexReader
 
 
 def load_weights(checkpoint: Checkpoint, k: int, component: Component) -> None:
@@ -69,7 +72,7 @@ def load(
 def _read(checkpoint: Checkpoint, k: int, tensors: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp().load(tensors, checkpoint_id=checkpoint.path / f"component-{k}", no_dist=True)
+        dcp().load(tensors, storage_reader=_reader(checkpoint, k), no_dist=True)
 
 
 def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[str, Any]:
@@ -78,11 +81,15 @@ def check_fit(checkpoint: Checkpoint, k: int, component: Component) -> Mapping[s
     Raises:
         CheckpointError: the checkpoint is of another network; names the first tensor that differs.
     """
-    folder = checkpoint.path / f"component-{k}"
-    metadata = dcp().FileSystemReader(folder).read_metadata()
-    stored: Mapping[str, Any] = metadata.state_dict_metadata
-    _same_tensors(folder, weights_of(component), stored)
+    stored: Mapping[str, Any] = _reader(checkpoint, k).read_metadata().state_dict_metadata
+    _same_tensors(checkpoint.path / f"component-{k}", weights_of(component), stored)
     return stored
+
+
+def _reader(checkpoint: Checkpoint, k: int) -> IndexReader:
+    from mach.checkpoint.index import IndexReader  # not before it must be: see dcp()
+
+    return IndexReader(checkpoint.path / f"component-{k}")
 
 
 def _same_tensors(folder: Path, here: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
