@@ -105,20 +105,23 @@ def test_traces_are_json_and_merge_into_one_with_aligned_clocks(folder, tmp_path
     assert names == {"component 0", "component 1"}
 
 
-def test_clocks_of_one_machine_are_brought_together(tmp_path):
-    for k, epoch_ns in enumerate((1_000_000_000, 3_000_000_000)):  # the clock was set in between
-        with Trace(tmp_path / f"trace-{k}.json", k) as trace:
-            pass
-        path = tmp_path / f"trace-{k}.json"
+@pytest.mark.parametrize(
+    ("apart_s", "second"),
+    # The clock was set in between; or the machine was started again, and began to count anew.
+    [(2.0, [0.0]), (864_000.0, [864_000.0])],
+)
+def test_clocks_of_one_machine_are_brought_together(tmp_path, apart_s, second):
+    for k in range(2):
+        Trace(tmp_path / f"trace-{k}.json", k).close()
+        epoch_ns = int(1e9 * (1 + k * apart_s))
         clock = {"host": "here", "epoch_ns": epoch_ns}
         slices = {"name": "step", "ph": "X", "pid": k, "tid": 0, "dur": 5.0}
-        path.write_text(
+        (tmp_path / f"trace-{k}.json").write_text(
             f"[\n{json.dumps({'name': 'clock', 'ph': 'M', 'pid': k, 'tid': 0, 'args': clock})},\n"
             f"{json.dumps(slices | {'ts': epoch_ns / 1e3 + 100.0})}\n]\n"
         )
-    del trace
     starts = [slices.start_s.tolist() for slices in read_traces(tmp_path, Notes())]
-    assert starts == [[0.0], pytest.approx([0.0], abs=1e-9)]
+    assert starts == [[0.0], pytest.approx(second, abs=1e-6)]
 
 
 def test_a_later_life_goes_on_in_the_file_and_a_torn_line_is_counted(tmp_path):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from mach.records.notes import Notes
 from mach.report.jsonl import parse
 
 # N slices
+
+_ONE_CLOCK_NS = 60 * 10**9
+"""Beginnings of a machine's clock that are further apart are of two: it has been started again."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,16 @@ def export(folder: Path, path: Path, notes: Notes) -> int:
 
 def _aligned(folder: Path, notes: Notes) -> Iterator[list[dict[str, Any]]]:
     """The events of one component after the other, their `ts` on one clock."""
-    epochs: dict[str, int] = {}
+    epochs: defaultdict[str, list[int]] = defaultdict(list)
     for path in traces_of(folder):
         yield list(_events(path, epochs, notes))
 
 
-def _events(path: Path, epochs: dict[str, int], notes: Notes) -> Iterator[dict[str, Any]]:
+def _events(path: Path, epochs: Mapping[str, list[int]], notes: Notes) -> Iterator[dict[str, Any]]:
     """
     Args:
-        epochs: by host, when the clock began that all of its components are put on.
+        epochs: by host, when the clocks began that its components are put on. It has a new one
+            when it is started again.
     """
     shift_us, damaged = 0.0, 0
     try:
@@ -106,8 +111,11 @@ def _events(path: Path, epochs: dict[str, int], notes: Notes) -> Iterator[dict[s
                     damaged += 1
                     continue
                 if event["name"] == "clock":  # of the life whose slices follow
-                    host, epoch_ns = event["args"]["host"], event["args"]["epoch_ns"]
-                    shift_us = (epochs.setdefault(host, epoch_ns) - epoch_ns) / 1e3
+                    known, epoch_ns = epochs[event["args"]["host"]], event["args"]["epoch_ns"]
+                    same = (ns for ns in known if abs(ns - epoch_ns) < _ONE_CLOCK_NS)
+                    began_ns = next(same, epoch_ns)
+                    known.append(began_ns)
+                    shift_us = (began_ns - epoch_ns) / 1e3
                 if event["ph"] == "X":
                     event["ts"] += shift_us
                 yield event
