@@ -86,7 +86,7 @@ def main() -> None:
             task = chosen[name]
             speed = _run(task, data[name], components, steps, options, folder)
             shutil.rmtree(folder)  # the checkpoint of 100 million parameters among other things
-            run = {"task": name, "about": task.about, "components": components}
+            run = {"round": turn, "task": name, "about": task.about, "components": components}
             found["runs"].append({**run, "samples_per_s": speed})
             _console.print(f"{name}, {components} components: {speed:,.1f} samples/s")
             if out is not None:
@@ -173,12 +173,18 @@ def _run(
 def markdown(found: dict[str, Any]) -> str:
     """The README's table."""
     lines = ["| | components | samples/s | of one process |", "| --- | ---: | ---: | ---: |"]
-    groups: dict[tuple[str, int], list[float]] = {}
+    alone = {
+        (r["about"], r["round"]): r["samples_per_s"] for r in found["runs"] if r["components"] == 1
+    }
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for run in found["runs"]:
-        groups.setdefault((run["about"], run["components"]), []).append(run["samples_per_s"])
-    for (about, components), speeds in groups.items():
-        alone = groups.get((about, 1))
-        ratio = f"{median(speeds) / median(alone):.2f}" if alone else ""
+        groups.setdefault((run["about"], run["components"]), []).append(run)
+    for (about, components), runs in groups.items():
+        speeds = [run["samples_per_s"] for run in runs]
+        # Within a round: from one to the next the machine may change its speed.
+        pairs = [(run["samples_per_s"], alone.get((about, run["round"]))) for run in runs]
+        ratios = [speed / one for speed, one in pairs if one is not None]
+        ratio = f"{median(ratios):.2f}" if ratios else ""
         spread = f"{median(speeds):,.1f} ({min(speeds):,.1f} .. {max(speeds):,.1f})"
         lines.append(f"| {about} | {components} | {spread} | {ratio} |")
     e = found["environment"]
