@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import nn
 from torch.nn import functional as F
 
-from mach import checkpoint
+from mach import checkpoint, cli
+from mach.asking import predict
 from mach.asking.answers import read
 from mach.choice.latency import latencies
 from mach.config import ServeConfig, TextConfig, TokensConfig
@@ -414,6 +417,66 @@ def test_of_a_large_vocabulary_few_windows_are_computed_together() -> None:
     assert {one.batch for one in its} == {1, 4}
 
 
+@pytest.mark.parametrize(("exits", "windows"), [(1, [4, 4, 2]), (2, [2] * 5)])
+def test_of_a_large_vocabulary_a_service_computes_few_windows_together(
+    exits: int, windows: list[int]
+) -> None:
+    """256 windows of 64 tokens of gpt2 had 3 GB of logits, and as many again by each exit."""
+    found = of_a_large_vocabulary(exits)
+    with TestClient(create_app(found, ServeConfig("run"))) as client:
+        answer = client.post("/predict?exits=true", json={"inputs": [[0] * 256] * 10})
+        client.post("/predict", json={"inputs": [[0] * 2] * 50})  # which have fewer logits
+    assert [len(one["predictions"]) for one in answer.json()["exits"]] == [10] * exits
+    assert found.module.windows == [*windows, 50]
+
+
+@pytest.mark.parametrize(
+    ("samples", "query", "says"),
+    [
+        (1025, "", r"at most 16,777,216 of samples x exits x classes at once; got 16,793,600\."),
+        (513, "exits=true", r"at most 16,777,216 of samples x exits x classes at once; got 16,8"),
+        (33, "top=16384", r"at most 524,288 of samples x exits x top at once; got 540,672\."),
+        (17, "top=16384&exits=true", r"at most 524,288 of samples x exits x top at once; got 55"),
+    ],
+)
+def test_an_answer_that_would_take_all_memory_is_refused_before_it_is_computed(
+    samples: int, query: str, says: str
+) -> None:
+    """A vocabulary makes a large answer of a few bytes: 2,048 samples of one token took 800 MB."""
+    found = of_a_large_vocabulary(exits=2)
+    with TestClient(create_app(found, ServeConfig("run"))) as client:
+        answer = client.post(f"/predict?{query}", json={"inputs": [[0]] * samples})
+        assert answer.status_code == 413
+        assert re.search(says, answer.json()["message"]), answer.json()
+        assert found.module.windows == []
+        assert client.post("/predict?top=3", json={"inputs": [[0]] * 2}).status_code == 200
+
+
+def test_of_a_large_vocabulary_few_arrays_of_tokens_are_predicted_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 64 of a batch were, whatever the vocabulary."""
+    found = of_a_large_vocabulary()
+    monkeypatch.setattr(predict, "open_predictor", lambda model, window: found)
+    np.save(tmp_path / "x.npy", np.zeros((10, 256), int))
+    out = tmp_path / "out.csv"
+    assert cli.answer("predict", ["run", f"input={tmp_path / 'x.npy'}", f"out={out}"]) == 0
+    assert len(out.read_text().splitlines()) == 1 + 10
+    assert found.module.windows == [4, 4, 2]
+
+
+def of_a_large_vocabulary(exits: int = 1) -> Predictor:
+    """Four windows of this model have as many logits as are computed together."""
+    classes = 1 << 14
+    signature = Signature((256,), classes, "bits_per_token", True, True, True, None, 0.0, classes)
+    return predictor_of(Uniform(classes), signature, exits)
+
+
+def predictor_of(model: nn.Module, signature: Signature, exits: int = 1) -> Predictor:
+    names = tuple(f"chain 0..{k}" for k in range(exits))
+    return Predictor(names[-1], Path("run"), signature, model, names, lambda x: [model(x)] * exits)
+
+
 class Uniform(nn.Module):
     """Takes every token for as likely as the others, whatever came before."""
 
@@ -551,9 +614,7 @@ def test_a_service_has_its_encoding_before_the_first_text_comes() -> None:
         signature = Signature(
             (8,), 266, "bits_per_byte", True, True, True, description, low=0.0, high=265.0
         )
-        model = Uniform(266)
-        predictor = Predictor("chain 0..0", Path("run"), signature, model, (), lambda x: [model(x)])
-        create_app(predictor, ServeConfig("run"))
+        create_app(predictor_of(Uniform(266), signature), ServeConfig("run"))
 
     service(described)
     with pytest.raises(DataError, match=r"expected the vocabulary 00.*tiktoken has"):

@@ -36,9 +36,13 @@ _SAMPLES, _LOGITS = 64, 1 << 24
 often at each position: of a large vocabulary millions."""
 
 
-def computed_together(logits: int) -> int:
-    """How many samples, when each has so many logits."""
-    return max(1, min(_SAMPLES, _LOGITS // logits))
+def computed_together(logits: int, samples: int = _SAMPLES) -> int:
+    """How many samples, when each has so many logits.
+
+    Args:
+        samples: most of them, however few logits they have.
+    """
+    return max(1, min(samples, _LOGITS // logits))
 
 
 class Window(nn.Module):

@@ -20,6 +20,7 @@ from mach.asking.inputs import Named, labels_in, samples_in
 from mach.asking.samples import batch_of, tokens_of
 from mach.config import PredictConfig
 from mach.errors import InputError
+from mach.inference import computed_together
 from mach.predictor import Predictor, open_predictor
 
 # A line is a mapping; its keys are the columns of a CSV file.
@@ -61,7 +62,8 @@ def _one_or_more(
 def _arrays(
     predictor: Predictor, named: Iterator[Named], config: PredictConfig
 ) -> Iterator[dict[str, Any]]:
-    while part := list(islice(named, config.batch)):
+    batch = computed_together(predictor.signature.logits, config.batch)
+    while part := list(islice(named, batch)):
         names = [name for name, _ in part]
         # One by one, so that a message names the sample.
         rows = [

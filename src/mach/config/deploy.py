@@ -172,7 +172,7 @@ class PredictConfig:
     probabilities: bool = False
     """Tell the probability of every class."""
     batch: int = 64
-    """Samples that are computed together."""
+    """Samples that are computed together; fewer of a large vocabulary, as it takes memory."""
 
     def __post_init__(self) -> None:
         name_of(self.window)
@@ -198,7 +198,8 @@ class ServeConfig:
     threads: int | None = None
     """Threads that compute. None: one for each core but one, which the service itself needs."""
     max_batch: int = 256
-    """Samples that are computed together at most; a larger request is computed in parts."""
+    """Samples that are computed together at most, fewer of a large vocabulary; a larger request is
+    computed in parts."""
     wait_ms: float = 0.0
     """How long the first request of a batch waits for others. 0: those that come while the model
     is busy are the next batch."""

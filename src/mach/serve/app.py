@@ -45,6 +45,10 @@ from mach.serve.telemetry import Counting, Telemetry
 
 _MEBI = 1 << 20
 
+_PROBABILITIES, _ANSWERS = 1 << 24, 1 << 19
+"""Most that one request may ask for. Probabilities are kept, in float32, until all of its samples
+have theirs; an answer is some 50 bytes of JSON. Of a large vocabulary few samples have so many."""
+
 
 class Error(BaseModel):
     """Every answer that is no success."""
@@ -78,7 +82,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body is no JSON or no .npy.",
         408: "The body came too slowly.",
-        413: "The body is too large, or has too many samples.",
+        413: "The body is too large or has too many samples, or the answer would be: more than "
+        f"{_PROBABILITIES:,} of samples x exits x classes or, as JSON, {_ANSWERS:,} of samples x "
+        "exits x top.",
         415: "Neither application/json nor application/x-npy.",
         422: "Not what the model takes.",
         500: "The service has failed.",
@@ -136,6 +142,7 @@ class _Service:
         self.batcher = Batcher(
             self._compute,
             max_batch=config.max_batch,
+            logits=self._logits,
             wait_s=1e-3 * config.wait_ms,
             max_queue=config.max_queue,
             observe=lambda samples, seconds: self.telemetry.batched(samples, seconds),
@@ -218,16 +225,38 @@ class _Service:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         numbers = len(body) * (1 if kind == NPY else aside.JSON_BYTE)
         groups = await self.aside.do(numbers, lambda: _by_shape(self._samples(kind, body)))
-        found = await self.batcher.ask(exits, [x for x, _ in groups])
         places = [place for _, its in groups for place in its]
+        as_npy = NPY in headers.get("accept", "")
+        self._refuse_much(len(places), 0 if as_npy else top, exits)
+        found = await self.batcher.ask(exits, [x for x, _ in groups])
         numbers = sum(one.numel() for of_group in found for one in of_group)
-        if NPY in headers.get("accept", ""):
+        if as_npy:
             return await self.aside.do(numbers, lambda: _as_npy(_by_exit(found, places)))
         numbers += len(places) * len(found[0]) * top * aside.JSON_ANSWER
         names = self._predictor.exits if exits else None
         return await self.aside.do(
             numbers, lambda: self._as_json(_by_exit(found, places), names, top)
         )
+
+    def _refuse_much(self, samples: int, top: int, exits: bool) -> None:
+        """Refuse a request that would take the memory of all others.
+
+        Args:
+            top: answers as JSON for each sample.
+
+        Raises:
+            TooManyError: it would.
+        """
+        rows = samples * self._exits(exits)
+        for what, each, most in (
+            ("classes", self._signature.classes, _PROBABILITIES),
+            ("top", top, _ANSWERS),
+        ):
+            if rows * each > most:
+                raise TooManyError(
+                    f"expected at most {most:,} of samples x exits x {what} at once; got "
+                    f"{rows * each:,}. Send fewer samples, or ask for less of each."
+                )
 
     def _as_json(self, by_exit: list[Tensor], names: Sequence[str] | None, top: int) -> Response:
         told = answers.written(self._predictor.title, by_exit, names, top, self._tokenizer)
@@ -256,6 +285,15 @@ class _Service:
         tokens_T = tokens_of(text, self._signature, self._tokenizer, who)
         # A copy: a view would keep all that are before them.
         return tokens_T[None, -self._signature.shape[0] :].clone()
+
+    def _logits(self, exits: Hashable, shape: torch.Size) -> int:
+        """Of a sample of this shape, by every exit or by the last alone."""
+        positions = shape[0] if self._signature.per_position else 1
+        return positions * self._signature.classes * self._exits(exits)
+
+    def _exits(self, asked: Hashable) -> int:
+        """How many answer."""
+        return len(self._predictor.exits) if asked else 1
 
     def _compute(self, exits: Hashable, x: Tensor) -> list[Tensor]:
         """Probabilities [B, C] by every exit, or by the last alone."""

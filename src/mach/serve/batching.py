@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mach.errors import MachError
+from mach.inference import computed_together
 
 # B samples of a batch, N rows of logits, C classes
 
@@ -33,13 +34,13 @@ class BusyError(MachError):
 
 
 class TooManyError(MachError):
-    """More samples at once than may ever wait."""
+    """More at once than may ever wait, or than is kept of an answer."""
 
 
 @dataclass(eq=False)
 class _Waiting:
-    kind: tuple[Hashable, ...]
-    """What must be the same in a batch, the request's own kind first."""
+    kind: tuple[Hashable, torch.Size, torch.dtype]
+    """What must be the same in a batch: the request's own kind, and that of its samples."""
     x: Tensor
     answer: asyncio.Future[list[Tensor]]
 
@@ -54,6 +55,7 @@ class Batcher:
         max_batch: int,
         wait_s: float,
         max_queue: int,
+        logits: Callable[[Hashable, torch.Size], int] = lambda kind, shape: 1,
         observe: Callable[[int, float], None] = lambda samples, seconds: None,
     ) -> None:
         """
@@ -62,9 +64,11 @@ class Batcher:
             max_batch: samples in one call.
             wait_s: how long the first request of a batch waits for others.
             max_queue: samples that may wait.
+            logits: of a sample of this kind and shape; where they are many, fewer samples are in
+                one call.
             observe: is told, in the thread, the size of each batch and how long it took.
         """
-        self._compute, self._observe = compute, observe
+        self._compute, self._logits, self._observe = compute, logits, observe
         self._max_batch, self._wait_s, self._max_queue = max_batch, wait_s, max_queue
         self._queue: deque[_Waiting] = deque()
         self._samples = 0
@@ -148,38 +152,55 @@ class Batcher:
         """Requests of one kind: the oldest, and as many of the others as fit."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
-        size = 0
-        while self._queue and size < self._max_batch:
+        size, most = 0, 1
+        while self._queue and size < most:
             one = self._queue.popleft()
             if one.answer.done():  # nobody waits for it any more
                 self._samples -= len(one.x)
-            elif batch and (one.kind != batch[0].kind or size + len(one.x) > self._max_batch):
+            elif batch and (one.kind != batch[0].kind or size + len(one.x) > most):
                 left.append(one)
             else:
                 batch.append(one)
-                size += len(one.x)
+                size, most = size + len(one.x), self._together(one)
         self._queue.extendleft(reversed(left))
         self._samples -= size
         return batch
 
+    def _together(self, one: _Waiting) -> int:
+        kind, shape, _ = one.kind
+        return computed_together(self._logits(kind, shape), self._max_batch)
+
     def _answers(self, batch: list[_Waiting]) -> list[list[Tensor]] | Exception:
         try:
-            return self._run(batch[0].kind[0], [one.x for one in batch])
+            return self._run(batch)
         except Exception as error:  # theirs: the next batch may do better
             return error
 
-    def _run(self, kind: Hashable, xs: list[Tensor]) -> list[list[Tensor]]:
+    def _run(self, batch: list[_Waiting]) -> list[list[Tensor]]:
         """The answers to each of these."""
-        x = xs[0] if len(xs) == 1 else torch.cat(xs)
-        found: list[list[Tensor]] = []
-        with torch.inference_mode():
-            for part in x.split(self._max_batch):
-                began = time.perf_counter()
-                found.append(self._compute(kind, part))
-                self._observe(len(part), time.perf_counter() - began)
-        exits = found[0] if len(found) == 1 else [torch.cat(of) for of in zip(*found, strict=True)]
-        by_request = [of_exit.split([len(one) for one in xs]) for of_exit in exits]
+        xs = [one.x for one in batch]
+        whole = self._by_exit(batch[0], xs[0] if len(xs) == 1 else torch.cat(xs))
+        by_request = [of_exit.split([len(x) for x in xs]) for of_exit in whole]
         return [list(of_all) for of_all in zip(*by_request, strict=True)]
+
+    def _by_exit(self, first: _Waiting, x: Tensor) -> list[Tensor]:
+        """Of all samples of a batch, computed in parts."""
+        whole: list[Tensor] = []
+        done = 0
+        with torch.inference_mode():
+            for part in x.split(self._together(first)):
+                began = time.perf_counter()
+                found = self._compute(first.kind[0], part)
+                self._observe(len(part), time.perf_counter() - began)
+                if len(part) == len(x):
+                    return found
+                # One place for all, had early: what is kept of each part would lie behind its
+                # logits, and their memory could not be used again for those of the next.
+                whole = whole or [one.new_empty((len(x), *one.shape[1:])) for one in found]
+                for of_all, one in zip(whole, found, strict=True):
+                    of_all[done : done + len(part)] = one
+                done += len(part)
+        return whole
 
 
 def _answer(batch: list[_Waiting], found: list[list[Tensor]] | Exception) -> None:
