@@ -264,6 +264,33 @@ def test_what_is_left_of_a_request_that_failed_is_not_computed():
     assert 3 not in sizes
 
 
+def test_what_is_left_of_a_request_that_was_given_up_is_not_computed():
+    """It was computed to its end, and all others waited behind it."""
+    computing, release, sizes = threading.Event(), threading.Event(), []
+
+    def compute(kind, x):
+        sizes.append(len(x))
+        computing.set()
+        release.wait(10)
+        return [x]
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
+        batcher.start()
+        large = asyncio.create_task(ask_one(batcher, False, torch.zeros(40, 1)))
+        await asyncio.to_thread(computing.wait, 10)
+        large.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await large
+        release.set()
+        (found,) = await ask_one(batcher, False, torch.ones(1, 1))
+        await batcher.stop()
+        return found
+
+    assert run_alone(ask()).item() == 1
+    assert sizes == [4, 1]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

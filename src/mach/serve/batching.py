@@ -179,18 +179,20 @@ class Batcher:
     def _run(self, batch: list[_Waiting]) -> list[list[Tensor]]:
         """The answers to each of these."""
         xs = [one.x for one in batch]
-        whole = self._by_exit(batch[0], xs[0] if len(xs) == 1 else torch.cat(xs))
+        whole = self._by_exit(batch, xs[0] if len(xs) == 1 else torch.cat(xs))
         by_request = [of_exit.split([len(x) for x in xs]) for of_exit in whole]
         return [list(of_all) for of_all in zip(*by_request, strict=True)]
 
-    def _by_exit(self, first: _Waiting, x: Tensor) -> list[Tensor]:
-        """Of all samples of a batch, computed in parts."""
+    def _by_exit(self, batch: list[_Waiting], x: Tensor) -> list[Tensor]:
+        """Of all samples of a batch, computed in parts; none once nobody waits for them."""
         whole: list[Tensor] = []
         done = 0
         with torch.inference_mode():
-            for part in x.split(self._together(first)):
+            for part in x.split(self._together(batch[0])):
+                if all(one.answer.done() for one in batch):  # given up meanwhile
+                    return []
                 began = time.perf_counter()
-                found = self._compute(first.kind[0], part)
+                found = self._compute(batch[0].kind[0], part)
                 self._observe(len(part), time.perf_counter() - began)
                 if len(part) == len(x):
                     return found
