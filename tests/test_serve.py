@@ -187,6 +187,35 @@ def test_requests_that_come_while_the_model_is_busy_share_a_batch():
     assert waiting == 0
 
 
+def test_a_request_that_has_waited_for_the_model_waits_no_longer_for_others():
+    """wait_ms began anew when the model was free."""
+    computing, release, sizes, now_s = threading.Event(), threading.Event(), [], [0.0]
+
+    def compute(kind, x):
+        sizes.append(len(x))
+        computing.set()
+        release.wait(10)
+        return [x]
+
+    async def ask():
+        batcher = Batcher(compute, max_batch=4, wait_s=600, max_queue=100, clock=lambda: now_s[0])
+        batcher.start()
+        first = asyncio.create_task(ask_one(batcher, False, torch.zeros(4, 1)))
+        await asyncio.to_thread(computing.wait, 10)
+        second = asyncio.create_task(ask_one(batcher, False, torch.ones(1, 1)))
+        await asyncio.sleep(0)
+        now_s[0] = 600.0
+        release.set()
+        try:
+            return await asyncio.wait_for(asyncio.gather(first, second), 10)
+        finally:
+            await batcher.stop()
+
+    (_, (found,)) = run_alone(ask())
+    assert found.item() == 1
+    assert sizes == [4, 1]
+
+
 def test_a_request_larger_than_a_batch_is_computed_in_parts():
     sizes = []
 

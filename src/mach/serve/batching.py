@@ -43,6 +43,8 @@ class _Waiting:
     """What must be the same in a batch: the request's own kind, and that of its samples."""
     x: Tensor
     answer: asyncio.Future[list[Tensor]]
+    since_s: float
+    """When it came, by the batcher's clock."""
 
 
 class Batcher:
@@ -57,6 +59,7 @@ class Batcher:
         max_queue: int,
         logits: Callable[[Hashable, torch.Size], int] = lambda kind, shape: 1,
         observe: Callable[[int, float], None] = lambda samples, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -67,8 +70,10 @@ class Batcher:
             logits: of a sample of this kind and shape; where they are many, fewer samples are in
                 one call.
             observe: is told, in the thread, the size of each batch and how long it took.
+            clock: seconds; by it requests wait for others.
         """
-        self._compute, self._logits, self._observe = compute, logits, observe
+        self._compute, self._logits = compute, logits
+        self._observe, self._clock = observe, clock
         self._max_batch, self._wait_s, self._max_queue = max_batch, wait_s, max_queue
         self._queue: deque[_Waiting] = deque()
         self._samples = 0
@@ -107,7 +112,8 @@ class Batcher:
         answers = [asyncio.get_running_loop().create_future() for _ in xs]
         with self._changed:
             for x, answer in zip(xs, answers, strict=True):
-                self._queue.append(_Waiting((kind, x.shape[1:], x.dtype), x, answer))
+                its = (kind, x.shape[1:], x.dtype)
+                self._queue.append(_Waiting(its, x, answer, self._clock()))
             self._samples += samples
             self._changed.notify()
         try:
@@ -141,8 +147,9 @@ class Batcher:
         more; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
-            if self._wait_s > 0:
-                self._changed.wait_for(self._enough, self._wait_s)
+            if self._wait_s > 0 and self._queue:  # its first may have waited for the model, too
+                left_s = self._queue[0].since_s + self._wait_s - self._clock()
+                self._changed.wait_for(self._enough, max(0.0, left_s))
             return None if self._stopping else self._take()
 
     def _enough(self) -> bool:
