@@ -239,6 +239,7 @@ def a_file(folder: Path, kind: str) -> Path:
         return folder / "x.npy"
     if kind.startswith("labels"):
         y = {"objects": [{}, {}], "one-hot": np.eye(2, dtype=int), "words": ["a", "b"]}
+        y |= {"too many": np.zeros(20, int), "too few": [1], "none": np.zeros(0, int)}
         with_objects = {"y": np.array(y[kind.partition(" ")[2]])}
         np.savez(folder / "x.npz", x=good[:2], **with_objects)
         return folder / "x.npz"
@@ -289,6 +290,9 @@ def a_file(folder: Path, kind: str) -> Path:
         ("labels objects", "cannot be read: Object arrays cannot be loaded"),
         ("labels one-hot", r"y: expected one class number for each sample.*; got int64\[2, 2\]"),
         ("labels words", r"y: expected one class number for each sample.*; got <U1\[2\]"),
+        ("labels too many", "x.npz: y: expected a class .* each of the 2 samples in x; got 20"),
+        ("labels too few", "x.npz: y: expected a class .* each of the 2 samples in x; got 1"),
+        ("labels none", "x.npz: y: expected a class .* each of the 2 samples in x; got 0"),
         ("16 bits", "x.png: expected 8 bits a pixel and colour; got the mode I"),
         ("transparent", "x.png: expected an image without transparent pixels"),
         ("nested", "line 1: expected a JSON array"),

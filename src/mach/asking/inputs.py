@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from mach.data.files import Array, reading
+from mach.data.npz import read_header
 from mach.errors import InputError
 from mach.signature import Signature
 
@@ -61,15 +62,23 @@ def labels_in(source: str, key: str | None) -> Array | None:
         return None
     beside = {"x": "y", "x_test": "y_test", "x_train": "y_train"}
     with reading(path, "arrays of numbers", _THEN), np.load(path, allow_pickle=False) as arrays:
-        name = beside.get(_key(path, key, arrays.files), "")
+        of = _key(path, key, arrays.files)
+        name = beside.get(of, "")
         if name not in arrays.files:
             return None
         labels = np.asarray(arrays[name])
+        with arrays.zip.open(f"{of}.npy") as member:  # its head alone: it may be large
+            samples = read_header(member)[1][0]
     if labels.ndim != 1 or labels.dtype.kind not in "biu":
         raise InputError(
             f"{path}: {name}: expected one class number for each sample, int[samples]; got "
             f"{labels.dtype}{list(labels.shape)}. Leave it out, or name the samples otherwise and "
             "set key=NAME."
+        )
+    if len(labels) != samples:
+        raise InputError(
+            f"{path}: {name}: expected a class number for each of the {samples:,} samples in {of}; "
+            f"got {len(labels):,}. Leave it out, or write the file again."
         )
     return labels
 

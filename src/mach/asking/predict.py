@@ -44,7 +44,7 @@ def predict(config: PredictConfig) -> int:
     labels = None if signature.text else labels_in(config.input, config.key)
     with _output(config.out) as file, torch.inference_mode():
         right = _write(file, _one_or_more(lines, config), config, labels)
-    if labels is not None and len(labels):
+    if labels is not None:
         print(f"accuracy {right / len(labels):.6g} of {len(labels):,} samples", file=sys.stderr)
     return 0
 
@@ -141,7 +141,7 @@ def _write(
                 writer = csv.DictWriter(file, list(line))
                 writer.writeheader()
             writer.writerow({k: _short(value) for k, value in line.items()})
-        if labels is not None and number < len(labels):
+        if labels is not None:
             right += int(line["label"] == np.asarray(labels)[number])
     return right
 

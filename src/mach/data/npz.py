@@ -55,7 +55,7 @@ def map_npy(path: Path, who: str, offset: int = 0, end: int | None = None) -> Ar
     """Map the .npy array that lies from `offset` to `end` in a file."""
     with reading(who, "an .npy array"), path.open("rb") as file:
         file.seek(offset)
-        dtype, shape, fortran = _read_header(file)
+        dtype, shape, fortran = read_header(file)
         start = file.tell()
     return map_array(path, who, dtype, shape, start, end=end, fortran=fortran)
 
@@ -68,7 +68,8 @@ def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _read_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
+def read_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """What an .npy file says of its array, and whether that is Fortran-ordered."""
     version = npy.read_magic(stream)
     if version == (1, 0):
         shape, fortran, dtype = npy.read_array_header_1_0(stream)
@@ -94,7 +95,7 @@ def _open_member(
                 yield chunk
 
     with reading(who, "a compressed .npy array"), archive.open(info) as member:
-        dtype, shape, _ = _read_header(member)
+        dtype, shape, _ = read_header(member)
         present = info.file_size - member.tell()
     # Before anything is unpacked.
     refuse_other_than_numbers(who, dtype)
