@@ -56,7 +56,12 @@ def words():
     parts = {"pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": special}
     return {"name": "words", **parts}
 
-ENCODING_CONSTRUCTORS = {"words": words}
+def spaces():
+    pattern = r"\\S+|\\s+(?!\\S)|\\s"  # of white space what gpt2 has
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    return {"name": "spaces", "pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": {}}
+
+ENCODING_CONSTRUCTORS = {"words": words, "spaces": spaces}
 """
 
 
@@ -585,6 +590,30 @@ def test_a_text_that_cannot_be_encoded_is_refused(
         open_dataset(text_config(tmp_path, content, **options))
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.glob("cache/*.tmp"))
+
+
+WHITE = " " * (1 << 21)
+"""More than the pattern of gpt2 goes back through."""
+
+
+def test_a_text_that_tiktoken_does_not_split_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Its ValueError was a traceback."""
+    says = r"tokenizer tiktoken:spaces .*: expected text that tiktoken can split; got .* Leave long"
+    config = text_config(tmp_path, f"{TEXT}{WHITE}" * 3, tokenizer="tiktoken:spaces")
+    with pytest.raises(DataError, match=says):
+        open_dataset(config)
+
+
+def test_a_service_refuses_a_text_that_tiktoken_does_not_split() -> None:
+    """It answered with 500."""
+    described = TiktokenTokenizer("tiktoken:spaces").describe()
+    signature = Signature((8,), 256, "bits_per_byte", True, True, True, described, 0.0, 255.0)
+    service = create_app(predictor_of(Uniform(256), signature), ServeConfig("run"))
+    with TestClient(service) as client:
+        answer = client.post("/predict", json={"inputs": [f"The{WHITE}end"]})
+        assert answer.status_code == 422
+        assert "expected text that tiktoken can split" in answer.json()["message"]
+        assert client.post("/predict", json={"inputs": ["The end"]}).status_code == 200
 
 
 def test_without_tiktoken_a_sentence_says_how_to_get_it(

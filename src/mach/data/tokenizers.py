@@ -137,7 +137,15 @@ class TiktokenTokenizer(Tokenizer):
         self.vocabulary, self._known_digest = vocabulary, digest
 
     def encode(self, text: str) -> Array:
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
+        encoding = self._encoding
+        try:
+            return encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
+        except ValueError as error:  # its pattern goes back from the end of a row of white space
+            raise DataError(
+                f"tokenizer {self}: expected text that tiktoken can split; got {len(text):,} "
+                f"characters of which it says: {error}. Leave long rows of white space out, or "
+                "train with data.tokenizer=byte, which knows every text."
+            ) from error
 
     def bytes_of(self, tokens: Iterable[int]) -> bytes:
         return b"".join(self._bytes_of(int(token)) for token in tokens)
