@@ -13,9 +13,9 @@ import mach
 ROOT = Path(mach.__file__).parent
 
 LINES = [
-    "errors extras outofmemory shapes metrics config configerrors configfile topology schedule "
-    "policy balance forecast results introduce provenance runfolder say secrets storeaddress "
-    "sweepfolder sweeptable",
+    "errors extras outofmemory paths shapes metrics config configerrors configfile topology "
+    "schedule policy balance forecast results introduce provenance runfolder say secrets "
+    "storeaddress sweepfolder sweeptable",
     "randomness rank roster",
     "component",
     "models",

@@ -29,6 +29,9 @@ from mach.signature import Signature, signature_of
 from spawn import MACH, run
 
 SHAPE = (6, 5)
+LONG = "a" * 256
+"""As no file system names a file: of such a path Python raises what it does not of one that is not
+there, as of a folder that is somebody else's."""
 
 
 def predict(*words: object, capsys) -> str:
@@ -327,6 +330,17 @@ def test_samples_the_model_cannot_be_asked_about_are_refused(
         (["{run}", "input=-", "window=9..9"], r"window=9\.\.9: expected j\.\.i"),
         (["{run}", "input=-", "format=xml"], "format: expected one of csv, jsonl"),
         (["{run}"], "input: expected a value"),
+        (["{run}", f"input={LONG}"], r"input=a+: expected a path .*; File name too long\.$"),
+        (
+            ["{run}", "input=~$table.csv"],
+            r"input=~\$table.csv: .* a ~ that is nobody's home. Write",
+        ),
+        (
+            ["{run}", "input={data}", f"out={LONG}"],
+            "out=a+: expected a path .*; File name too long",
+        ),
+        ([LONG, "input=-"], "a+: expected a path .*; File name too long"),
+        (["~$run", "input=-"], r"~\$run: expected a path; got a ~ that is nobody's home"),
         (["{run}", "input={data}", "out="], "out=: expected the name of a file; got a folder"),
         (["{run}", "input={data}", "out=/"], "out=/: expected the name of a file; got a folder"),
     ],
@@ -336,6 +350,15 @@ def test_what_cannot_be_asked_is_refused(asked_images, capsys, words, says):
     assert cli.answer("predict", [word.format(**named) for word in words]) == 2
     told = capsys.readouterr().err
     assert re.search(says, told), told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["serve", "export", "generate", "models", "report"])
+def test_a_path_that_the_system_refuses_is_no_run(verb, capsys):
+    """It was a traceback."""
+    assert cli.answer(verb, [LONG, *(["prompt=To be"] if verb == "generate" else [])]) == 2
+    told = capsys.readouterr().err
+    assert re.search("a+: expected a path that can be looked at; File name too long", told), told
     assert told.count("\n") == 1
 
 
@@ -370,6 +393,16 @@ def test_text_that_is_none_is_refused(asked_text, tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     assert cli.answer("predict", [str(asked_text), f"input={tmp_path}"]) == 2
     assert "expected a text in UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["To be", "To be, or not to be. " * 20])
+def test_where_a_text_is_given_as_the_name_of_a_file_it_is_told_where_it_goes(
+    asked_text, capsys, text
+):
+    assert cli.answer("predict", [str(asked_text), f"input={text}"]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("A text goes in a .txt file, or through -.\n"), told
+    assert told.count("\n") == 1
 
 
 def test_a_stream_that_is_no_text_is_refused(asked_text, capsys, monkeypatch):

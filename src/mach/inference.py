@@ -28,6 +28,7 @@ from mach.data import Batches, Dataset, open_dataset
 from mach.data.tokenizers import Tokenizer
 from mach.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from mach.metrics import Score, Task
+from mach.paths import looked_at
 from mach.shapes import TensorSpec
 from mach.trainer import Assembly
 
@@ -118,12 +119,13 @@ class Run:
         """
         self.run_dir = Path(run_dir)
         self.device = device or torch.device("cpu")
-        if not (self.run_dir / runfolder.CONFIG).is_file():
-            found = "a folder without one" if self.run_dir.is_dir() else "no such folder"
-            raise RunFolderError(
-                f"run={run_dir}: expected a run folder, which has {runfolder.CONFIG}; got {found}. "
-                "It is what `mach train` printed as Result, or was given as out=."
-            )
+        with looked_at(f"run={run_dir}", RunFolderError):
+            if not (self.run_dir / runfolder.CONFIG).is_file():
+                found = "a folder without one" if self.run_dir.is_dir() else "no such folder"
+                raise RunFolderError(
+                    f"run={run_dir}: expected a run folder, which has {runfolder.CONFIG}; got "
+                    f"{found}. It is what `mach train` printed as Result, or was given as out=."
+                )
         self.config = load(self.run_dir / runfolder.CONFIG)
 
     @cached_property
@@ -312,7 +314,8 @@ def open_model(
     Raises:
         MachError: there is no such run, or no such window in it. What is saved of it is read later.
     """
-    found = consolidated.run_of(Path(path))
+    with looked_at(str(path), RunFolderError):
+        found = consolidated.run_of(Path(path))
     if found is None:
         run = Run(path, device)
     else:

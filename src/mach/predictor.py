@@ -25,6 +25,7 @@ from mach.errors import CheckpointError, ConfigError, RunFolderError
 from mach.export.export import from_raw
 from mach.export.folder import DESCRIPTION, Exported, open_exported
 from mach.inference import Window, open_model
+from mach.paths import looked_at
 from mach.signature import Signature, signature_of
 
 _PICKLES = frozenset((".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib"))
@@ -90,7 +91,11 @@ def locate(path: Path | str) -> Path | Exported:
     Raises:
         MachError: it means none.
     """
-    path = Path(path).expanduser()
+    with looked_at(str(path), RunFolderError):
+        return _locate(Path(path).expanduser())
+
+
+def _locate(path: Path) -> Path | Exported:
     if path.suffix in _PICKLES and not path.is_dir():
         raise CheckpointError(
             f"{path}: expected a run folder, or what `mach export` has written as safetensors or "

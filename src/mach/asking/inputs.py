@@ -13,6 +13,7 @@ import numpy as np
 from mach.data.files import Array, reading
 from mach.data.npz import read_header
 from mach.errors import InputError
+from mach.paths import looked_at
 from mach.signature import Signature
 
 Named = tuple[str, Any]
@@ -34,13 +35,16 @@ def samples_in(source: str, key: str | None, signature: Signature) -> Iterator[N
     Raises:
         InputError: there is nothing to be read there.
     """
-    path = Path(source).expanduser()
     if source == "-":
         return _of_stdin(signature)
-    if path.is_dir():
-        return _of_folder(path, signature)
-    if not path.exists():
-        raise InputError(f"input={source}: expected a file, a folder or -; nothing is there")
+    then = "A text goes in a .txt file, or through -." if _spoken(signature) else ""
+    with looked_at(f"input={source}", InputError, then):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _of_folder(path, signature)
+        if not path.exists():
+            said = f"input={source}: expected a file, a folder or -; nothing is there. {then}"
+            raise InputError(said.rstrip())
     if path.suffix in (".npz", ".npy"):
         return ((str(i), row) for i, row in enumerate(_array(path, key)))
     if path.suffix in _LINES:
@@ -133,8 +137,13 @@ def _of_lines(
             number += 1
 
 
+def _spoken(signature: Signature) -> bool:
+    """Whether a sample may be a text."""
+    return signature.text and signature.tokenizer is not None
+
+
 def _of_line(text: str, who: str, signature: Signature, json_texts: bool) -> Any:
-    if signature.text and signature.tokenizer is not None:
+    if _spoken(signature):
         return _json_text(text, who) if json_texts else text
     try:
         if text.lstrip().startswith("["):
@@ -164,7 +173,7 @@ def _of_folder(folder: Path, signature: Signature) -> Iterator[Named]:
 
 
 def _of_sample(path: Path, signature: Signature) -> Any:
-    spoken = signature.text and signature.tokenizer is not None
+    spoken = _spoken(signature)
     if spoken and path.suffix == ".txt":
         with reading(path, "a text in UTF-8", _THEN):
             return path.read_bytes().decode()

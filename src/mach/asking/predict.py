@@ -21,6 +21,7 @@ from mach.asking.samples import batch_of, tokens_of
 from mach.config import PredictConfig
 from mach.errors import InputError
 from mach.inference import computed_together
+from mach.paths import looked_at
 from mach.predictor import Predictor, open_predictor
 
 # A line is a mapping; its keys are the columns of a CSV file.
@@ -158,10 +159,11 @@ def _output(out: str | None) -> Iterator[IO[str]]:
         sys.stdout.flush()
         return
     path = Path(out)
-    if path.is_dir() or not path.name:
-        raise InputError(f"out={out}: expected the name of a file; got a folder")
-    # A file in the place of a device or a pipe would be another thing.
-    special = path.exists() and not path.is_file()
+    with looked_at(f"out={out}", InputError):
+        if path.is_dir() or not path.name:
+            raise InputError(f"out={out}: expected the name of a file; got a folder")
+        # A file in the place of a device or a pipe would be another thing.
+        special = path.exists() and not path.is_file()
     try:
         with _open(path) if special else _appearing(path) as file:
             yield file

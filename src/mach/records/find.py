@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mach import runfolder
 from mach.errors import RunFolderError
+from mach.paths import looked_at
 from mach.records.notes import Notes
 
 _CLOSED = {runfolder.CHECKPOINTS, runfolder.LOGS, "wandb", ".git", ".venv", "node_modules"}
@@ -23,12 +24,13 @@ def find_runs(path: Path, notes: Notes | None = None) -> list[Path]:
     Raises:
         RunFolderError: there is none, or no such path.
     """
-    if not path.is_dir():
-        raise RunFolderError(
-            f"{path}: expected a run folder, or a folder with runs; got "
-            f"{'a file' if path.exists() else 'nothing of that name'}. Runs are in runs/ where "
-            "`mach train` was typed."
-        )
+    with looked_at(str(path), RunFolderError):
+        if not path.is_dir():
+            raise RunFolderError(
+                f"{path}: expected a run folder, or a folder with runs; got "
+                f"{'a file' if path.exists() else 'nothing of that name'}. Runs are in runs/ where "
+                "`mach train` was typed."
+            )
     if is_run(path):
         return [path]
     found, closed = [], list[OSError]()
