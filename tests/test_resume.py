@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,25 @@ import torch
 import torch.distributed as dist
 
 from clouds import clouds, make
+from datafiles import arrays, write_npz
 from kept import save
 from mach import checkpoint, runfolder
 from mach.channels import connect_in_memory
 from mach.component import Ages
 from mach.config import Config
 from mach.data import Batches, Dataset, open_dataset
-from mach.errors import CheckpointError
+from mach.errors import CheckpointError, DataError
+from mach.launcher.app import launch
 from mach.launcher.compose import compose
 from mach.launcher.preflight import preflight, resume_point
 from mach.rank import Rank
 from mach.report.reporter import build as build_reporter
 from mach.session.ordered import Hooks
-from mach.session.seat import Seat
+from mach.session.seat import Seat, take_seat
 from mach.trainer import Assembly, Faults, Oracle, Trainer, Worker, program
 from runs import (
     LONG,
+    SMALL,
     assert_same_tensors,
     checkpoint_steps,
     digests,
@@ -37,6 +41,7 @@ from runs import (
     result,
     scores,
     stored_tensors,
+    without_its_end,
 )
 from spawn import TRAIN, Command, assert_none_left, kill, rank_of, run
 
@@ -348,6 +353,45 @@ def test_another_optimizer_is_refused_before_the_run_folder_is_taken(tmp_path, p
         preflight(other, tmp_path / "new", 2)
     assert not (tmp_path / "new").exists()
     preflight(longer, tmp_path / "new", 2)
+
+
+# --- with other data -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_other_data(tmp_path) -> Callable[..., Config]:
+    """How a run is asked for whose data file has changed since it was stopped, at tmp_path / cut.
+
+    Such a run took its last steps on the other data, without a word.
+    """
+    data = write_npz(tmp_path, arrays())
+    words = [*SMALL, "components=1", "launch=inprocess", "checkpoint.every=2", "student=none"]
+    words += ["data=npz", f"data.path={data.path}", f"data.cache={data.cache}"]
+    launch(compose([*words, "steps=4", f"out={tmp_path / 'run'}"]))
+    without_its_end(tmp_path / "run", tmp_path / "cut", 4)
+    larger = {key: 50.0 * values if key[0] == "x" else values for key, values in arrays().items()}
+    write_npz(tmp_path, larger)
+    return lambda *more: compose([*words, *more])
+
+
+def test_a_run_does_not_go_on_with_data_that_has_changed(tmp_path, on_other_data):
+    before = digests(tmp_path / "cut")
+    config = on_other_data("steps=4", f"out={tmp_path / 'cut'}", "resume=auto")
+    with pytest.raises(DataError, match=r"step-2: .* the data has changed since"):
+        launch(config)
+    assert digests(tmp_path / "cut") == before
+    launch(on_other_data("steps=4", f"out={tmp_path / 'new'}", f"resume={tmp_path / 'cut'}"))
+    assert result(tmp_path / "new")["first_step"] == 2
+
+
+def test_a_component_that_comes_back_does_not_go_on_with_data_that_has_changed(
+    tmp_path, on_other_data, monkeypatch
+):
+    """Whoever starts it again looked at the data when the run began."""
+    monkeypatch.setattr("mach.session.seat.occupy", lambda *_: CPU)
+    rank = Rank(0, 1, 0, 1, 1, "test", dist.HashStore(), "here")
+    with pytest.raises(DataError, match=r"step-2: .* the data has changed since"):
+        take_seat(rank, on_other_data("steps=4"), tmp_path / "cut")
 
 
 # --- as processes --------------------------------------------------------------------------

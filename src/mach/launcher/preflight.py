@@ -15,6 +15,7 @@ from mach.checkpoint.state import OPTIMIZER
 from mach.config import Config
 from mach.configfile import fingerprint, load
 from mach.data import Dataset, check, open_dataset
+from mach.data.preprocessing import Preprocessing
 from mach.data.tokenizers import refuse_other
 from mach.errors import ChannelError, CheckpointError, ConfigError
 from mach.extras import missing
@@ -47,7 +48,7 @@ def preflight(config: Config, run_dir: Path, places: int) -> Config:
         found = resume_point(config, run_dir, k)
         if found is not None:
             checkpoint.verify(found, k)
-            refuse_other(found.path, dataset.tokenizer, found.manifest.get("tokenizer"))
+            check_data(found, run_dir, dataset.preprocessing)
             assembly.dry(partial(_check_fit, found, assembly, k))
     runfolder.claim(run_dir, config, new)
     return config
@@ -119,6 +120,20 @@ def resume_point(config: Config, run_dir: Path, k: int) -> checkpoint.Checkpoint
             "Raise steps."
         )
     return found
+
+
+def check_data(found: checkpoint.Checkpoint, run_dir: Path, data: Preprocessing) -> None:
+    """Refuse to go on from a checkpoint with data that the network was not trained on.
+
+    A run that begins from another's may have other data, but no other meaning of its tokens.
+
+    Raises:
+        MachError: the data is another; names both.
+    """
+    if found.path.parent == run_dir / runfolder.CHECKPOINTS:
+        data.refuse_other(found.path, found.manifest)
+    else:
+        refuse_other(found.path, data.tokenizer, found.manifest.get("tokenizer"))
 
 
 def _goes_on_from(config: Config, run_dir: Path) -> Config | None:

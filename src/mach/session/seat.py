@@ -14,8 +14,7 @@ from mach.component import Component
 from mach.config import Config
 from mach.data import Batches, open_dataset
 from mach.data.preprocessing import Preprocessing
-from mach.data.tokenizers import refuse_other
-from mach.launcher.preflight import resume_point
+from mach.launcher.preflight import check_data, resume_point
 from mach.metrics import Task
 from mach.optim import Optimizer
 from mach.rank import Rank, occupy
@@ -63,7 +62,7 @@ def take_seat(rank: Rank, config: Config, run_dir: Path) -> Seat:
     component, optimizers = assembly.component(k, device)
     start = resume_point(config, run_dir, k)
     if start is not None:
-        refuse_other(start.path, dataset.tokenizer, start.manifest.get("tokenizer"))
+        check_data(start, run_dir, dataset.preprocessing)
         load(start, k, component, optimizers)
     batches = Batches(
         dataset,
