@@ -21,12 +21,14 @@ from omegaconf import OmegaConf
 from mach.config import Config
 from mach.configfile import load
 from mach.errors import LeaseError, RunFolderError
+from mach.launcher.app import launch
+from mach.launcher.compose import compose
 from mach.launcher.leases import lease
-from mach.launcher.sweep import Job, run_job
+from mach.launcher.sweep import Job, begin, run_job
 from mach.rank import available_cores, confined
 from mach.sweepfolder import counted, enter, job_folders
 from mach.sweeptable import TABLE, Row, read, write
-from runs import SMALL, result, scores
+from runs import SMALL, digests, result, scores, without_its_end
 from spawn import TRAIN, Command, Done, assert_none_left, processes_of, run, until
 
 pytestmark = pytest.mark.timeout(300)
@@ -173,6 +175,7 @@ def test_a_sweep_ends_well_where_all_that_was_asked_for_now_has(tmp_path, swept)
 
 def test_how_a_sweep_is_run_and_told_does_not_make_another_job():
     told = ["out=a", "resume=auto", "report=quiet", "report.every=3", "launch.parallel=2"]
+    told += ["++report.tags=[a]", "++resume=auto"]
     assert counted([*told, "+launch.queue_s=3", "delay=1"]) == {"delay": "1"}
     assert counted(["resume=another/run"]) == {"resume": "another/run"}
     assert counted(["launch=inprocess", "launch.threads=1"]) != {}
@@ -217,6 +220,45 @@ def test_resume_runs_what_is_missing_and_nothing_else(tmp_path, swept):
     assert scores(here / "1")[:2] == scores(swept[0] / "1")[:2]
     assert table(here)[0].items() >= table(swept[0])[0].items()
     assert "Sweep: 5 of 6 jobs done" in done.stdout, done
+
+
+def test_a_sweep_that_began_from_a_run_goes_on_from_it(tmp_path):
+    """No job found its folder: all were trained again, from nothing, beside those that had been."""
+    base, here = tmp_path / "the base", tmp_path / "sweep"
+    words = [*QUICK, "components=1"]
+    launch(compose([*words, f"out={base}"]))
+    words += ["steps=6", "checkpoint.every=5"]
+
+    def job(number: int, *more: str) -> None:
+        asked = [*words, f"seed={number}", *more]
+        resume = more == ("resume=auto",)
+        run_job(Job(here, number, asked, resume, shared=False), lambda: compose(asked), launch)
+
+    for number in range(3):
+        job(number, f"resume='{base}'")
+    done = digests(here / "0")
+    without_its_end(here / "1", here / "half", 6)
+    shutil.rmtree(here / "1")
+    (here / "half").rename(here / "1")
+    for path in (here / "2").iterdir():  # as if it had been refused before it began
+        if path.name != "overrides.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for number in range(4):
+        job(number, "resume=auto")
+    assert digests(here / "0") == done
+    assert job_folders(here) == [here / str(number) for number in range(4)]
+    assert [result(here / str(number))["first_step"] for number in range(4)] == [4, 5, 4, 4]
+    assert [(row["seed"], row["resume"]) for row in table(here)] == [
+        (str(number), f"'{base}'") for number in range(4)
+    ]
+
+
+def test_a_sweep_whose_jobs_began_from_several_runs_does_not_go_on(tmp_path):
+    """Nothing that is asked for now would say which of them is meant."""
+    for number, run_dir in enumerate("abb"):
+        enter(tmp_path, number, [f"seed={number // 2}", f"resume={run_dir}"], resume=False)
+    with pytest.raises(RunFolderError, match=r"\(job 0: resume=a; job 1, 2: resume=b\)\. Go on"):
+        begin(tmp_path, resume=True)
 
 
 def test_a_run_is_refused_in_the_folder_of_a_sweep(tmp_path):

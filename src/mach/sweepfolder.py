@@ -11,13 +11,14 @@ runs/<sweep>/
 
 A job is known by its overrides, whatever their order: a sweep that is run again with one more value
 finds what it has done in the folders it has, and gives new jobs the numbers that are free. What
-only says how a sweep is run or told does not count: see NOT_COUNTED.
+only says how a sweep is run or told does not count: see NOT_COUNTED. Nor, where a sweep goes on,
+does `resume`: all its jobs, new ones too, begin from the run that those before began from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,12 +40,13 @@ _LOCK_S = 60.0
 def counted(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides that make a job what it is, as key and value, in the order they were given."""
     pairs = (word.partition("=")[::2] for word in overrides)
-    return {
-        key: _as_typed(value)
-        for key, value in pairs
-        if not any(key.lstrip("+~") == no or key.startswith(f"{no}.") for no in NOT_COUNTED)
-        and not (key.lstrip("+~") == "resume" and value in ("auto", "null"))
-    }
+    return {key: _as_typed(value) for key, value in pairs if _counts(_key(key), value)}
+
+
+def _counts(key: str, value: str) -> bool:
+    if key == "resume":
+        return value not in ("auto", "null")
+    return not any(key == no or key.startswith(f"{no}.") for no in NOT_COUNTED)
 
 
 def _as_typed(value: str) -> str:
@@ -63,7 +65,8 @@ def check(sweep_dir: Path, resume: bool) -> None:
     """Whether a sweep may have the folder: a new one, or its own with `resume=auto`.
 
     Raises:
-        RunFolderError: it holds a run, or a sweep that `resume=auto` was not asked for.
+        RunFolderError: it holds a run, or a sweep that `resume=auto` was not asked for, or one
+            whose jobs began from several runs.
     """
     if holds_run(sweep_dir):
         raise RunFolderError(
@@ -76,6 +79,7 @@ def check(sweep_dir: Path, resume: bool) -> None:
             f"out={sweep_dir}: expected a folder without a sweep, got one that holds {jobs} jobs. "
             "Choose another `out`, or run what is missing there: resume=auto"
         )
+    _origin(sweep_dir)
 
 
 def check_none(run_dir: Path) -> None:
@@ -131,17 +135,20 @@ def enter(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) 
 
 
 def _entered(sweep_dir: Path, number: int, overrides: Sequence[str], resume: bool) -> Path:
-    mine, own = counted(overrides), sweep_dir / str(number)
+    words, own = list(overrides), sweep_dir / str(number)
     if resume:
+        mine = _but_resume(counted(words))
         for folder in (own, *job_folders(sweep_dir)):
-            if overrides_of(folder) == mine:
+            theirs = overrides_of(folder)
+            if theirs is not None and _but_resume(theirs) == mine:
                 return folder
+        words += _origin(sweep_dir)
     if own.exists():
         taken = [int(p.name) for p in sweep_dir.iterdir() if p.name.isdecimal()]
         own = sweep_dir / str(max(taken) + 1)
     try:
         own.mkdir()
-        text = yaml.safe_dump(list(overrides), allow_unicode=True, width=1000)
+        text = yaml.safe_dump(words, allow_unicode=True, width=1000)
         (own / OVERRIDES).write_text(text)
     except OSError as error:
         raise _unwritten(own, error) from error
@@ -181,8 +188,48 @@ def locked(sweep_dir: Path) -> Iterator[None]:
 
 def overrides_of(folder: Path) -> dict[str, str] | None:
     """What makes the job in this folder what it is; None where that cannot be read."""
+    words = _words_of(folder)
+    return None if words is None else counted(words)
+
+
+def origin_of(folder: Path) -> str | None:
+    """`resume=RUN`, as the job in this folder was given it; None where it began from nothing."""
+    words = [word for word in _words_of(folder) or () if _key(word) == "resume"]
+    return words[-1] if words and counted(words[-1:]) else None
+
+
+def _words_of(folder: Path) -> list[str] | None:
     try:
         words = yaml.safe_load((folder / OVERRIDES).read_text())
-        return counted(words)
+        counted(words)
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
         return None
+    return list(words)
+
+
+def _origin(sweep_dir: Path) -> list[str]:
+    """`resume=RUN` of all jobs of a sweep; empty where they began from nothing.
+
+    Raises:
+        RunFolderError: they began from several runs.
+    """
+    jobs: dict[str | None, list[str]] = {}
+    for folder in job_folders(sweep_dir):
+        if overrides_of(folder) is not None:
+            jobs.setdefault(origin_of(folder), []).append(folder.name)
+    if len(jobs) > 1:
+        got = "; ".join(f"job {', '.join(n)}: {word or 'nothing'}" for word, n in jobs.items())
+        raise RunFolderError(
+            f"resume=auto: expected a sweep whose jobs all began from one run; got several in "
+            f"{sweep_dir} ({got}). Go on with each by itself: mach train with its overrides, "
+            f"out={sweep_dir / '<number>'} resume=auto"
+        )
+    return [word for word in jobs if word is not None]
+
+
+def _but_resume(overrides: Mapping[str, str]) -> dict[str, str]:
+    return {word: value for word, value in overrides.items() if _key(word) != "resume"}
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")

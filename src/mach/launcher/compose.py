@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -66,6 +67,11 @@ def compose(overrides: list[str], folder: Path | None = None) -> Config:
         raise ConfigError(explain(error)) from error
     assert isinstance(values, dict)
     return from_mapping({str(key): value for key, value in values.items()})
+
+
+def value_in(override: str) -> str:
+    """The value in an override, without the quotes and backslashes that Hydra takes away."""
+    return str(OverridesParser.create().parse_override(override).value())
 
 
 def _searched(folder: Path | None) -> list[str]:

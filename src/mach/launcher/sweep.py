@@ -22,6 +22,7 @@ from mach import runfolder, sweepfolder, sweeptable
 from mach.config import Config
 from mach.errors import FolderInUseError, MachError
 from mach.introduce import die_with
+from mach.launcher.compose import value_in
 from mach.launcher.leases import lease
 
 Launch = Callable[[Config], Mapping[str, Any]]
@@ -142,7 +143,7 @@ def _in_folder(
     def tell(exit_code: int, error: str, result: Mapping[str, Any] | None = None) -> None:
         row = sweeptable.Row(
             job=folder.name,
-            overrides=_counted(job),
+            overrides=sweepfolder.overrides_of(folder) or _counted(job),
             exit_code=exit_code,
             error=error.partition("\n")[0],
             results=sweeptable.results_of(result) if result is not None else {},
@@ -153,7 +154,7 @@ def _in_folder(
     before = None
     try:
         before = runfolder.finished(folder) if job.resume else None
-        config = _of_sweep(compose(), job.sweep_dir, folder)
+        config = _from_origin(_of_sweep(compose(), job.sweep_dir, folder), job, folder)
         with _own_part(job, config) if before is None and job.shared else nullcontext():
             started_s = time.monotonic()  # others may have had the machine until now
             result = launch(config)
@@ -189,6 +190,15 @@ def _of_sweep(config: Config, sweep_dir: Path, folder: Path) -> Config:
         progress=report.progress and config.launch.parallel == 1,
     )
     return replace(config, out=str(folder), report=report)
+
+
+def _from_origin(config: Config, job: Job, folder: Path) -> Config:
+    """The config of a job that has not begun in a sweep that goes on: it begins where the others
+    began. One that has begun knows that by itself."""
+    origin = sweepfolder.origin_of(folder)
+    if not job.resume or origin is None or runfolder.holds_run(folder):
+        return config
+    return replace(config, resume=value_in(origin))
 
 
 @contextmanager
