@@ -17,6 +17,7 @@ from clouds import clouds, make
 from mach import checkpoint
 from mach.errors import SaveError
 from mach.report.jsonl import Follower, JsonLines
+from mach.runfolder import write_atomically
 from mach.trainer import Assembly
 from runs import SMALL, lines, result, stored_tensors
 from spawn import TORCHRUN, TRAIN, Command, assert_none_left, run
@@ -318,6 +319,40 @@ def test_a_save_that_fails_says_why_and_leaves_the_last_good_one(small_disk, a_c
     assert found is not None
     assert found.step == 1
     checkpoint.verify(found, 0)
+
+
+@pytest.mark.parametrize("place", ["", "gone"], ids=["full", "not there"])
+def test_what_a_first_save_loads_is_loaded_where_nothing_can_be_written(
+    small_disk, monkeypatch, place
+):
+    """It ended every life that began while the disk was full, and dcp's error is no Exception."""
+    fill(small_disk)
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk / place))
+    checkpoint.warm_up()
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize("schedule", ["delayed", "free"])
+def test_a_run_needs_no_room_in_the_temporary_folder(small_disk, tmp_path, schedule):
+    """The page that is free makes Python take that folder. All fell, and nothing said why."""
+    ballast = fill(small_disk)
+    os.truncate(ballast, ballast.stat().st_size - 4096)
+    words = [*SMALL, f"schedule={schedule}", "launch.max_restarts=0", "steps=2", "out=run"]
+    done = run([*TRAIN, *words], tmp_path / "here", TMPDIR=str(small_disk))
+    assert done.code == 0, done
+    assert result(tmp_path / "here" / "run")["steps"] == 2
+    assert done.stderr == "", done
+
+
+def test_what_finds_no_room_leaves_nothing_of_itself(small_disk):
+    """Half a manifest stayed under a name of the process's own, and took the last room."""
+    path = small_disk / "manifest.json"
+    write_atomically(path, "whole")
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomically(path, "x" * 10_000)
+    assert path.read_text() == "whole"
+    assert {path.name for path in small_disk.iterdir()} == {"manifest.json", "ballast"}
 
 
 @pytest.fixture

@@ -224,11 +224,16 @@ def write_result(run_dir: Path, result: dict[str, Any]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers, and a crash, see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # on a full disk it would take what room there is
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 @contextmanager

@@ -37,9 +37,16 @@ from mach.say import say
 
 
 def warm_up() -> None:
-    """Load now all that a first save would load (a second of it): save next to nothing."""
-    with TemporaryDirectory() as scratch:
-        _write({"nothing": torch.zeros(1)}, Path(scratch))
+    """Load now all that a first save would load (a second of it): save next to nothing.
+
+    What can keep that from being written, as a full disk, keeps nobody from training.
+    """
+    try:
+        with TemporaryDirectory() as scratch:
+            _write({"nothing": torch.zeros(1)}, Path(scratch))
+    except BaseException as error:  # dcp's own exceptions are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
 
 
 def save(
