@@ -301,6 +301,28 @@ def test_a_slurm_job_that_fails_is_not_started_again(tmp_path):
     assert not (tmp_path / "scontrol.asked").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "run_dir", "restarts", "last"),
+    [
+        ([], "runs/slurm-7", "1", "resume=auto"),
+        (["out=mine"], "mine", "1", "resume=auto"),
+        (["out=mine"], "mine", "0", "resume=base"),  # it holds somebody's run, and is refused
+        ([], "runs/slurm-8", "1", "resume=base"),  # it had not begun
+    ],
+)
+def test_a_slurm_job_that_began_from_a_run_goes_on_with_its_own_when_it_is_started_again(
+    tmp_path, monkeypatch, words, run_dir, restarts, last
+):
+    """It is given the same words again, and was refused: its folder holds a run."""
+    (tmp_path / run_dir).mkdir(parents=True)
+    (tmp_path / run_dir / "config.yaml").touch()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    with submitted(tmp_path, 'printf "%s\\n" "$@"', *words, "resume=base") as job:
+        done = job.wait(30)
+    assert done.code == 0, done
+    assert [word for word in done.stdout.split() if word.startswith("resume=")][-1] == last, done
+
+
 # --- what ranks agree on -------------------------------------------------------------------
 
 
