@@ -6,17 +6,22 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from mach import train
 from mach.configfile import from_yaml, load, to_yaml
-from mach.errors import RunFolderError
+from mach.errors import ChannelTimeoutError, RunFolderError
 from mach.launcher import preflight
 from mach.launcher.compose import compose
 from mach.launcher.failure import fall_of
+from mach.rank import Rank
 from mach.sweepfolder import enter
 from runs import LONG, SMALL, assert_same_tensors, checkpoint_steps, digests, lines, result, scores
 from spawn import (
@@ -220,6 +225,17 @@ def test_under_torchrun_nobody_else_runs_in_the_folder(tmp_path):
             assert says in of_mach(done)[0], done
         assert rank_of(tmp_path, 0).pid == holder
     assert_none_left(tmp_path)
+
+
+def test_a_rank_waits_longer_for_component_0_than_for_the_others_to_come(monkeypatch):
+    """It fetches the data: for longer than the store has patience, which ended in a traceback."""
+    monkeypatch.setattr(train, "_AGREE_S", 0.1, raising=False)
+    store = dist.HashStore()
+    store.set_timeout(timedelta(milliseconds=10))
+    rank = Rank(1, 2, 1, 2, 0, "test", store, "here")
+    says = r"from component 0 within 0\.1 s; got none"
+    with pytest.raises(ChannelTimeoutError, match=says), ExitStack() as held:
+        train._agree(rank, Path("run"), [], held)
 
 
 # --- sweeps --------------------------------------------------------------------------------

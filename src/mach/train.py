@@ -17,15 +17,17 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, get_error_handler
 
 from mach import runfolder
 from mach.config import Config
 from mach.configfile import from_yaml, load, to_yaml
-from mach.errors import ConfigError, MachError, PeerLostError
+from mach.errors import ChannelTimeoutError, ConfigError, MachError, PeerLostError
 from mach.launcher.compose import compose
 from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.preflight import preflight
@@ -37,6 +39,8 @@ from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
 from mach.storeaddress import StoreAddress
 
 _START_TIMEOUT_S = 300.0
+_AGREE_S = 3600.0
+"""Longest wait for component 0, which fetches the data. torchrun ends who waits where it falls."""
 _GRACE_S = 5.0
 _AGREED = "agreed"
 """Key of the store: the config that all starts of a group have."""
@@ -66,6 +70,9 @@ def _agree(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> 
 
     Returns:
         None where the run that is to go on has ended.
+
+    Raises:
+        MachError: on rank 0 what is wrong; on the others that they have not heard from it in time.
     """
     key = f"config/{rank.restarts}"
     if rank.index == 0:
@@ -76,10 +83,21 @@ def _agree(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> 
             raise
         rank.store.set(key, json.dumps({"config": config and to_yaml(config)}))
         return config
-    message = json.loads(rank.store.get(key))
+    message = json.loads(_heard(rank.store, key))
     if "refused" in message:  # rank 0 says why
         _leave(message["code"])
     return message["config"] and from_yaml(message["config"])
+
+
+def _heard(store: dist.Store, key: str) -> bytes:
+    try:
+        store.wait([key], timedelta(seconds=_AGREE_S))
+    except dist.DistStoreError as error:
+        raise ChannelTimeoutError(
+            f"expected a config that has been checked from component 0 within {_AGREE_S:g} s; got "
+            "none. Does it still fetch the data? Fetch that before, to data.cache"
+        ) from error
+    return store.get(key)
 
 
 def _decide(rank: Rank, run_dir: Path, overrides: list[str], held: ExitStack) -> Config | None:
