@@ -29,7 +29,7 @@ from mach.rank import available_cores, confined
 from mach.sweepfolder import counted, enter, job_folders
 from mach.sweeptable import TABLE, Row, read, write
 from runs import SMALL, digests, result, scores, without_its_end
-from spawn import TRAIN, Command, Done, assert_none_left, processes_of, run, until
+from spawn import TRAIN, Command, Done, assert_none_left, kill, processes_of, run, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -349,6 +349,23 @@ def test_a_sweep_that_is_stopped_leaves_no_job_behind(tmp_path, number):
     if number == signal.SIGINT:
         assert [row["exit_code"] for row in table(tmp_path / "sweep")] == ["130", "130"]
         assert "Traceback" not in done.stderr, done
+
+
+def test_a_job_whose_process_is_killed_ends_the_sweep_with_rows_and_advice(tmp_path):
+    """joblib ends the others as well; that was a traceback, and no table."""
+    words = [*QUICK, "components=1", "steps=100000", "launch.parallel=2", "seed=0,1,2", "out=sweep"]
+    here = tmp_path / "sweep"
+    with Command([*TRAIN, "-m", *words], tmp_path) as started:
+        started.until(lambda: len(list(here.glob("*/component-0.jsonl"))) == 2)
+        holder, _, _ = (here / "0" / "launcher.lock").read_text().partition(" ")
+        kill(psutil.Process(int(holder)))
+        done = started.wait(30)
+    assert done.code == 1, done
+    assert "Traceback" not in done.stderr, done
+    assert "mach: the process of a job was killed" in done.stderr, done
+    assert "mach: failed: job 0, 1. The same command with out=sweep resume=auto" in done.stderr
+    assert [(row["job"], row["exit_code"]) for row in table(here)] == [("0", "1"), ("1", "1")]
+    assert_none_left(tmp_path)
 
 
 @pytest.mark.parametrize(("code", "kept"), [(143, 143), (0, 1), (None, 1), ("bye", 1)])

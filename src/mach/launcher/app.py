@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
@@ -74,11 +75,13 @@ def main() -> int:
         if not any(sweep.all_failed(sweep_dir) for sweep_dir in _sweeps):
             raise
         ended_well = False
+    except BrokenProcessPool:  # joblib's, which then ends the others, too
+        print("mach: the process of a job was killed, or had no memory left", file=sys.stderr)
+        _write_off(1, "its process was ended, or that of a job beside it")
+        ended_well = False
     except KeyboardInterrupt:
         print("mach: stopped by Ctrl-C", file=sys.stderr)
-        with suppress(MachError):  # jobs that had a table to write to have written their rows
-            for sweep_dir in _sweeps:
-                sweep.stop(sweep_dir)
+        _write_off(130, sweep.STOPPED)  # joblib kills its processes
         return 130
     for sweep_dir in _sweeps:
         try:
@@ -87,6 +90,12 @@ def main() -> int:
             print(f"mach: {error}", file=sys.stderr)
             return error.exit_code
     return 0 if ended_well else 1
+
+
+def _write_off(exit_code: int, why: str) -> None:
+    with suppress(MachError):  # jobs that had a table to write to have written their rows
+        for sweep_dir in _sweeps:
+            sweep.write_off(sweep_dir, exit_code, why)
 
 
 def _options_first(words: list[str]) -> list[str]:

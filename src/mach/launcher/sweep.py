@@ -28,7 +28,7 @@ from mach.launcher.leases import lease
 Launch = Callable[[Config], Mapping[str, Any]]
 
 
-_STOPPED = "stopped by Ctrl-C"
+STOPPED = "stopped by Ctrl-C"
 
 
 class JobFailedError(Exception):
@@ -124,15 +124,15 @@ def _numbers(rows: Sequence[Mapping[str, str]]) -> str:
     return ", ".join(row[sweeptable.JOB] for row in rows)
 
 
-def stop(sweep_dir: Path) -> None:
-    """Write the rows of jobs that have begun and never ended: after Ctrl-C joblib kills its
-    processes before they can."""
+def write_off(sweep_dir: Path, exit_code: int, why: str) -> None:
+    """Write the rows of jobs that have begun and never ended: those whose processes were ended
+    before they could."""
     _, rows = sweeptable.read(sweep_dir / sweeptable.TABLE)
     told = {row[sweeptable.JOB] for row in rows}
     for folder in sweepfolder.job_folders(sweep_dir):
         if folder.name not in told:
             overrides = sweepfolder.overrides_of(folder) or {}
-            sweeptable.write(sweep_dir, sweeptable.Row(folder.name, overrides, 130, _STOPPED))
+            sweeptable.write(sweep_dir, sweeptable.Row(folder.name, overrides, exit_code, why))
 
 
 def _in_folder(
@@ -164,7 +164,7 @@ def _in_folder(
         tell(error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
-        tell(130, _STOPPED)
+        tell(130, STOPPED)
         raise
     except SystemExit as error:
         # Something of the user's may call sys.exit(), too; without a result no job has ended well.
