@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from mach import train
 from mach.configfile import from_yaml, load, to_yaml
-from mach.errors import ChannelTimeoutError, RunFolderError
+from mach.errors import ChannelTimeoutError, ConfigError, RunFolderError
 from mach.launcher import preflight
 from mach.launcher.compose import compose
 from mach.launcher.failure import fall_of
@@ -380,6 +380,18 @@ def test_of_two_launchers_that_look_at_a_folder_at_once_one_gets_it(tmp_path, mo
     with pytest.raises(RunFolderError, match="got one that holds a run"):
         preflight.preflight(second, tmp_path / "run", 2)
     assert load(tmp_path / "run/config.yaml").seed == 1
+
+
+@pytest.mark.parametrize("how", ["gang", "inprocess"])
+@pytest.mark.parametrize("bind", ["192.0.2.7", "nosuch0"])
+def test_a_bind_that_is_not_of_this_machine_is_refused_before_the_folder_is_taken(
+    tmp_path, how, bind
+):
+    """Components of a gang fell over it, and one process did not look."""
+    config = compose([*SMALL, f"launch={how}", f"launch.bind={bind}"])
+    with pytest.raises(ConfigError, match=f"to listen on, got '{bind}'"):
+        preflight.preflight(config, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
 
 
 # --- the command itself --------------------------------------------------------------------

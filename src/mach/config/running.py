@@ -69,8 +69,9 @@ class LaunchConfig:
     on_exhausted: str = "stop"
     """supervised: stop the run, or continue without it, when a component has no restart left."""
     bind: str | None = None
-    """Where the run's store and edges listen: an address, the name of a network interface, or auto:
-    the address from which this machine reaches the store. None: loopback, for one machine."""
+    """Where edges listen, and under supervised the run's store, too: an address, the name of a
+    network interface, or auto: the address from which this machine reaches the store. None:
+    loopback, for one machine."""
 
     def __post_init__(self) -> None:
         one_of("launch.name", self.name, ("auto", "gang", "supervised", "inprocess", "slurm"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mach import checkpoint, runfolder
-from mach.channels.listen import listen_on
+from mach.channels.listen import LOOPBACK, listen_on
 from mach.channels.ncclpair import may_share_gpus
 from mach.checkpoint.state import OPTIMIZER
 from mach.config import Config
@@ -206,24 +206,24 @@ def _check_report(config: Config) -> None:
 
 
 def _check_network(config: Config, places: int, host: str | None) -> None:
-    """Can the other machines, if there are any, reach the edges that listen on this one?"""
-    if config.components == places or host is None:
-        return
-    if _is_loopback(host):  # nobody comes there from another machine: several torchruns on this one
-        return
+    """Can edges listen on this machine, and the other machines, if there are any, reach them?"""
+    # Nobody comes to a loopback from another machine: several torchruns on this one.
+    alone = config.components == places or host is None or _is_loopback(host)
     bind = config.launch.bind
-    if bind is None or _is_address(bind):
+    if not alone and (bind is None or _is_address(bind)):
         raise ConfigError(
             f"launch.bind: expected auto, or the name of an interface that every machine has, as "
             f"{places} of the {config.components} components are on this machine; got "
             f"{'none, which is loopback' if bind is None else f'{bind}, an address of one'}. Set "
             "launch.bind=auto (launch=slurm does)."
         )
+    if bind is None:
+        return
     try:
-        listen = listen_on(bind, host)
+        listen = listen_on(bind, host or LOOPBACK)
     except ChannelError as error:
         raise ConfigError(str(error)) from error
-    if _is_loopback(listen):
+    if not alone and _is_loopback(listen):
         raise ConfigError(
             f"launch.bind={bind}: expected an address that the other machines reach; got {listen}, "
             f"which is what this machine takes the store's host {host} for. Start every torchrun "
