@@ -59,6 +59,11 @@ def refused(folder: Path, *overrides: str, says: str, code: int = 2) -> Done:
         ("student.enabled=often", "student.enabled: expected true or false; got 'often'"),
         ("head=3", "head: expected a group of keys; got 3"),
         ("delay", "delay: expected key=value"),
+        (
+            "components=2,4",
+            r"components: expected one value; got several: 2,4\. .* mach train -m; a",
+        ),
+        ("delay=range(1,3)", r"delay: expected one value; got several: range\(1,3\)\. For a sweep"),
         ("components=0", "components: expected 1 or more; got 0"),
         ("model.depth=2 components=3", "components: expected at most model.depth=2.*; got 3"),
         ("model=nothing", "model: expected one of .*mlp.*; got 'nothing'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -105,6 +106,13 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return refusal(cause, keys())
     said = str(error).strip().partition("\n")[0]
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)=(.*)'", said)
+    if several:
+        key, values = several.groups()
+        return (
+            f"{key}: expected one value; got several: {values}. For a sweep say mach train -m; a "
+            f"list is {key}=[a,b]"
+        )
     if said.startswith(("Could not append", "Multiple values for")):  # to what is there already
         return f"{said.partition(' To override')[0]} Take the + away."
     return said
