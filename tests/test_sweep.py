@@ -412,6 +412,21 @@ def test_a_search_in_which_every_trial_fails_has_its_rows_and_no_traceback(tmp_p
     assert [row["exit_code"] for row in table(tmp_path / "sweep")] == ["2", "2"]
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ("tag(log,interval(0,1e-1))", "must be larger than 0 for a log distribution"),
+        ("interval(1e-1,1e-3)", "must be smaller than or equal to the `high` value"),
+    ],
+)
+def test_a_search_among_values_that_cannot_be_is_refused(tmp_path, values, says):
+    done = sweep(tmp_path, "hydra/sweeper=optuna", f"optim.lr={values}", "out=sweep", code=2)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("mach: ")]
+    assert said.startswith("mach: hydra/sweeper=optuna: "), done
+    assert says in said, done
+    assert job_folders(tmp_path / "sweep") == []
+
+
 # --- the machine, in parts -----------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mach import runfolder
+from mach import runfolder, sweepfolder
 from mach.config import Config
 from mach.config.checks import check_named
 from mach.configfile import from_mapping
@@ -71,7 +71,11 @@ def main() -> int:
         return ConfigError.exit_code
     except JobFailedError:  # it has been said
         ended_well = False
-    except ValueError:  # optuna's, when it looks for the best of no trials
+    except ValueError as error:
+        # optuna's, of what it cannot search in, or when it looks for the best of no trials
+        if "hydra/sweeper=optuna" in sys.argv and not any(map(sweepfolder.asked, _sweeps)):
+            print(f"mach: hydra/sweeper=optuna: {error}", file=sys.stderr)
+            return ConfigError.exit_code
         if not any(sweep.all_failed(sweep_dir) for sweep_dir in _sweeps):
             raise
         ended_well = False
