@@ -102,6 +102,29 @@ def test_nonsense_is_refused_and_named(values, says):
     assert refused.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        (
+            {"launch": {"on_exhausted": "continue"}},
+            "launch.on_exhausted=continue: expected students, .*; got student.enabled=false",
+        ),
+        (
+            {"faults": {"kind": "drop-link", "duration_s": float("inf")}},
+            "faults.duration_s=inf: expected students, .*; got student.enabled=false",
+        ),
+    ],
+)
+def test_without_students_no_child_may_be_lost_for_good(lost, says):
+    """Its parent waited for it for ever, which counts as progress: the run never ended."""
+    chain = {"components": 3, "schedule": "free"}
+    from_mapping({**chain, **lost})
+    alone = {**chain, **lost, "student": {"enabled": False}}
+    with pytest.raises(ConfigError, match=says):
+        from_mapping(alone)
+    from_mapping({**alone, "components": 1})  # nobody has a child
+
+
 # --- what is kept --------------------------------------------------------------------------
 
 

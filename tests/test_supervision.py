@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from clouds import make
 from mach.configfile import from_mapping
 from mach.launcher.failure import Fall, run_failed
 from mach.launcher.reports import Died, Ended, Event, GiveUp, Kill, Started, Stop
+from mach.launcher.supervised import _rules
 from mach.launcher.supervision import Rules, Supervision
 from mach.report.console import Progress
 from mach.roster import Beat
 
-RULES = Rules(components=3, max_restarts=2, hang_s=5, start_s=20, on_exhausted="stop")
+RULES = Rules(
+    components=3, max_restarts=2, hang_s=5, start_s=20, on_exhausted="stop", students=True
+)
 KILLED = Fall(-9)
+ALL = range(3)
 LOOK_S = 0.2
 
 
@@ -263,6 +268,34 @@ def test_one_that_falls_for_good_after_its_last_step_stops_nobody():
     gone = [Event(1, "exhausted", text), GiveUp(1)]  # the result may be another's to write now
     assert run.look(Ended(1, KILLED)) == gone
     assert run.states() == ["up", "gone", "up"]
+
+
+def test_without_students_who_falls_for_good_after_its_last_step_stops_those_that_still_need_it():
+    """Its parent went on waiting for it, which counts as progress, so that the run never ended."""
+    run = Run(replace(RULES, students=False))
+    run.all_begin()
+    for k in (0, 2):
+        run.begin(k, state="done")
+    run.look()
+    assert run.look(Ended(2, KILLED))[1:] == [GiveUp(2)]  # nobody is above
+    text = "component 0 died (SIGKILL) and has no restart left; the run stops"
+    assert run.look(Ended(0, KILLED)) == [Event(0, "exhausted", text), Stop(0, KILLED)]
+
+
+def test_without_students_nobody_is_stopped_for_those_that_are_done_or_gone():
+    run = Run(replace(RULES, students=False))
+    run.all_begin()
+    for k in ALL:
+        run.begin(k, state="done")
+    run.look()
+    for k in (0, 2):
+        assert run.look(Ended(k, KILLED))[1:] == [GiveUp(k)]
+
+
+def test_the_supervisor_knows_whether_there_are_students():
+    for enabled in (True, False):
+        config = make(3, schedule="free", student={"enabled": enabled})
+        assert _rules(config).students == enabled
 
 
 # --- what a person sees of it ----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isinf
 from typing import TYPE_CHECKING
 
 from mach.errors import ConfigError
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def check_parts(config: Config) -> None:
-    """Refuse soft targets, mixed inputs, corrections and answers that the rest of the run has no
-    place for.
+    """Refuse soft targets, mixed inputs, corrections, answers and lost children that the rest of
+    the run has no place for.
 
     Raises:
         ConfigError: with what is expected, and why.
@@ -21,6 +22,7 @@ def check_parts(config: Config) -> None:
     _mixed(config)
     _correction(config)
     _answers(config)
+    _lost_child(config)
 
 
 def _soft(config: Config) -> None:
@@ -123,4 +125,23 @@ def _answers(config: Config) -> None:
         raise ConfigError(
             "one_hop=true: expected head.weight above 0, as parents return the gradient of "
             "their head's loss alone; got 0. Set head.weight=1."
+        )
+
+
+def _lost_child(config: Config) -> None:
+    """Refuse to lose a child for good where its parent would wait for it for ever."""
+    if config.schedule != "free" or config.components == 1 or config.student.enabled:
+        return
+    launch, faults = config.launch, config.faults
+    if config.supervised and launch.on_exhausted == "continue":
+        raise ConfigError(
+            "launch.on_exhausted=continue: expected students, as without one a component waits "
+            "for its child for ever; got student.enabled=false. Set student.enabled=true or "
+            "launch.on_exhausted=stop."
+        )
+    if faults.kind == "drop-link" and isinf(faults.duration_s):
+        raise ConfigError(
+            "faults.duration_s=inf: expected students, as without one a component whose link to "
+            "its child is dropped for ever waits for ever; got student.enabled=false. Set "
+            "student.enabled=true or a shorter duration."
         )

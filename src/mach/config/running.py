@@ -67,7 +67,8 @@ class LaunchConfig:
     """supervised: a component that has done nothing for so long is ended and restarted. Longer
     than its longest microbatch and its longest save."""
     on_exhausted: str = "stop"
-    """supervised: stop the run, or continue without it, when a component has no restart left."""
+    """supervised: stop the run, or continue without it, when a component has no restart left. What
+    goes on without its child needs a student."""
     bind: str | None = None
     """Where edges listen, and under supervised the run's store, too: an address, the name of a
     network interface, or auto: the address from which this machine reaches the store. None:

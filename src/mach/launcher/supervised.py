@@ -95,4 +95,5 @@ def _rules(config: Config) -> Rules:
         hang_s=config.launch.hang_s,
         start_s=max(config.start_timeout_s, config.report.finish_timeout_s) + _SLOW_START_S,
         on_exhausted=config.launch.on_exhausted,
+        students=config.student.enabled,
     )

@@ -41,6 +41,8 @@ class Rules:
     """The same for one that does not train: it has not begun, writes the result, or reports."""
     on_exhausted: str
     """stop or continue."""
+    students: bool
+    """Whether a component can do without its child."""
 
 
 @dataclass
@@ -139,7 +141,7 @@ class Supervision:
         one.state = "gone"
         if fall.code == REFUSED:
             return [Event(k, "refused", f"component {k} refused: {fall.short}"), Stop(k, fall)]
-        if one.finished:  # nothing is lost: it has saved, and only served its neighbours since
+        if one.finished and not self._needed(k):  # nothing is lost: it has saved
             said = Event(k, "exhausted", f"component {k} ended after its last step ({fall.short})")
         elif self._rules.on_exhausted == "stop":
             return [self._exhausted(k, fall, "the run stops"), Stop(k, fall)]
@@ -149,6 +151,12 @@ class Supervision:
         if all(other.state == "gone" for other in self.components):
             answers.append(Stop(k, fall))
         return answers
+
+    def _needed(self, k: int) -> bool:
+        """Whether somebody would wait for component k for ever: all its inputs come from below."""
+        above = self.components[k + 1 :]
+        waits = any(not one.finished and one.state != "gone" for one in above)
+        return waits and not self._rules.students
 
     @staticmethod
     def _exhausted(k: int, fall: Fall, then: str) -> Event:
