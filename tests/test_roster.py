@@ -90,6 +90,35 @@ def test_each_life_waits_twice_as_long_as_the_one_before_until_one_takes_a_step(
     assert max(waits(20)) == free._LONGEST_PAUSE_S
 
 
+@pytest.mark.parametrize(
+    ("supervised", "lives_before", "starts", "waits"),
+    [
+        (True, 0, 1, True),
+        (True, 3, 1, True),  # of a run that was stopped: all of them begin again
+        (False, 3, 1, True),
+        (False, 0, 2, True),  # of a group: all of them were started again
+        (True, 0, 2, False),  # it died, and the others train
+        (True, 3, 2, False),
+    ],
+)
+def test_who_begins_with_all_the_others_waits_for_them(
+    roster, supervised, lives_before, starts, waits
+):
+    """After a resume or a restart of the group whoever was up first trained alone: in its life
+    before the chain had been up."""
+    for _ in range(starts):
+        number = roster.enter(1, at_least=lives_before)
+    link = SimpleNamespace(neighbour=0, up=False)
+    rank = Rank(1, 3, 1, 3, 0, "a run", roster._store, "localhost", supervised)
+    bell = SimpleNamespace(wait=lambda timeout_s: setattr(link, "up", True))
+    seat = SimpleNamespace(rank=rank, config=Config(components=3, schedule="free"))
+    life = object.__new__(free._Life)
+    life._seat, life._roster, life._life = seat, roster, number
+    life._bell, life._over = bell, False
+    life._await_neighbours(SimpleNamespace(links=[link]))
+    assert link.up == waits
+
+
 def test_a_run_is_over_when_each_component_is_done_or_gone(roster):
     roster.finish(0, "zero")
     roster.finish(2, "two")

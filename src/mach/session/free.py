@@ -209,9 +209,9 @@ class _Life:
         )
 
     def _await_neighbours(self, channels: Channels) -> None:
-        """In its first life a component gives the chain time to come up: there is no student to go
-        on with yet. One that comes back goes on at once."""
-        if self._life > 0:
+        """Give the chain time to come up: whoever is there first would spend its steps on students
+        and local losses. One that comes back to a chain that runs goes on at once."""
+        if self._comes_back():
             return
         deadline = time.monotonic() + self._seat.config.start_timeout_s
         for link in channels.links:
@@ -220,6 +220,11 @@ class _Life:
                     self._say(f"component {link.neighbour} did not come up; going on without it")
                     break
                 self._bell.wait(0.1)
+
+    def _comes_back(self) -> bool:
+        """Not after a stop, or a restart of the whole group: then all begin together."""
+        rank = self._seat.rank
+        return rank.supervised and self._life > 0 and self._roster.starts(rank.index) > 1
 
     def _drop_links(self, for_s: float) -> None:
         for link in self._channels.links:
