@@ -303,3 +303,26 @@ def test_a_component_that_begins_when_the_run_is_over_does_nothing():
     )
     assert list(moves(simulation.config, worker, 0, 3)) == []
     assert list(moves(simulation.config, worker, 0, STEPS)) == [Flush(STEPS)]
+
+
+def test_the_patience_for_a_child_begins_with_the_first_look_for_it():
+    """It began before the chain came up: a component took its living child for silent at once, and
+    trained on what a student makes that has learnt nothing."""
+    simulation = simulate()
+    one = life(simulation, 1)
+    worker = FreeWorker(
+        1,
+        one.component,
+        one.worker.channels,
+        simulation.batches,
+        simulation.device,
+        config=simulation.config,
+        life=0,
+        clock=one.clock,
+    )
+    one.clock.spend(30.0)
+    assert worker.decide() is Move.WAIT
+    one.clock.spend(0.4)
+    assert worker.decide() is Move.WAIT
+    one.clock.spend(0.1)
+    assert worker.decide() is Move.IMAGINE

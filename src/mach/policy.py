@@ -45,7 +45,7 @@ class Look:
     child_up: bool
     """The child is connected; it may be late all the same."""
     silent_ms: float
-    """Since something came from the child."""
+    """Since something came from the child; before that, since the first look."""
     has_student: bool
 
 

@@ -40,8 +40,9 @@ class Config:
     delay: int = 1
     """d: how many microbatches late a message is used, per hop; under free the most it may be."""
     patience_ms: float = 100.0
-    """free: how long a component waits for a silent child before it makes its input itself, by its
-    student. A child that is known to be down is not waited for."""
+    """free: how long a child may be silent before a component makes its input itself, by its
+    student. The component's own work since the child's last message counts as well, so that a slow
+    child slows nobody. A child that is known to be down is not waited for."""
     accumulate: int = 4
     """M: microbatches per optimizer step."""
     feedback: float = 1.0

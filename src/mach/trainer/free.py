@@ -96,7 +96,7 @@ class FreeWorker(Worker):
         """For what was begun up to here the parent is gone; its successor has none of it."""
         self._chosen = 0
         self._after_gradient = False
-        self._heard_s = clock.now()
+        self._heard_s: float | None = None
 
     def counters(self) -> dict[str, int]:
         return {"life": self.life, **self.counts}
@@ -140,6 +140,8 @@ class FreeWorker(Worker):
         return self.component.student is not None and not self.serving
 
     def _silent_s(self) -> float:
+        if self._heard_s is None:  # the first look: nobody listened while the chain came up
+            self._heard_s = self._clock.now()
         return self._clock.now() - self._heard_s
 
     def _miss_parent(self) -> None:
