@@ -99,8 +99,9 @@ def test_an_end_of_stream_that_nobody_takes_in_is_reported_in_time():
     sender, receiver, *_ = both_ends("gloo", edge, timeout_s=0.5)
     for microbatch in range(2):  # the target has taken nothing, so the end waits behind them
         sender.send(train(microbatch), payload(microbatch))
-    with pytest.raises(ChannelTimeoutError, match=r"component 2 .* waited 0.5 s"):
+    with pytest.raises(ChannelTimeoutError, match=r"component 2 .* waited 0.5 s") as error:
         sender.close()
+    assert str(error.value).startswith("activations 1->2 at the end of the stream: component 2 ")
     sender.abort()
     receiver.abort()
 
@@ -123,6 +124,13 @@ def test_a_silent_sender_is_reported_with_edge_microbatch_component_and_seconds(
     sender.send(train(40), payload(1, source))  # a deadline that passed breaks nothing
     assert torch.equal(receiver.receive(train(40)).cpu(), payload(1))
     close(sender, receiver)
+
+
+def test_an_end_of_stream_that_does_not_come_is_not_called_a_test_batch():
+    sender, receiver, *_ = both_ends("gloo", Edge(1, 2, TensorSpec(SHAPE), 2), timeout_s=0.2)
+    with pytest.raises(ChannelTimeoutError, match="expected the end of the stream from component"):
+        receiver.close()
+    abort(sender, receiver)
 
 
 def test_a_payload_of_another_shape_is_refused_before_it_is_sent(channel):

@@ -59,6 +59,8 @@ class Header:
         return mine == (other.kind, other.microbatch, other.origin, other.life)
 
     def __str__(self) -> str:
+        if self.kind is Kind.END:
+            return "the end of the stream"
         noun = "microbatch" if self.kind is Kind.TRAIN else "test batch"
         return f"{noun} {self.microbatch}"
 
