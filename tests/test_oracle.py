@@ -224,6 +224,15 @@ def test_a_run_can_be_repeated_bit_by_bit(dataset):
     assert a["windows"] == b["windows"]
 
 
+def test_the_components_of_one_process_share_its_wait_for_data(dataset):
+    """Each told the wait of all, as all draw from the same batches."""
+    oracle, _ = train(make(3), dataset)
+    workers = [trainer.worker for trainer in oracle.trainers]
+    assert all(worker.wait_data_s > 0 for worker in workers)
+    whole_s = workers[0]._batches.wait_s
+    assert sum(worker.wait_data_s for worker in workers) == pytest.approx(whole_s)
+
+
 @pytest.mark.parametrize("credits", [3, 4, 9])
 def test_the_number_of_credits_changes_no_number(dataset, credits):
     config = make(4, delay=2, transport={"credits": credits})

@@ -201,7 +201,7 @@ class FreeWorker(Worker):
         child = self.channels.from_child
         if child is None:
             sample = self._choose()
-            x, y = self._batches.train(sample.number, sample.origin, sample.life)
+            x, y = self._draw(sample.number, sample.origin, sample.life)
             self._remember(x, x, y)
             self._begin(sample, x, x, y)
             return
@@ -215,7 +215,7 @@ class FreeWorker(Worker):
         if newest.clock - header.clock > self._most_activation_age:
             self._count("late_activations")
             return
-        x, y = self._batches.train(header.microbatch, header.origin, header.life)
+        x, y = self._draw(header.microbatch, header.origin, header.life)
         self._remember(inputs, x, y)
         self._begin(Sample(header.origin, header.life, header.microbatch), inputs, x, y)
         if self.component.student is not None and not self.serving:
@@ -223,7 +223,7 @@ class FreeWorker(Worker):
 
     def _imagine(self) -> None:
         sample = self._choose()
-        x, y = self._batches.train(sample.number, sample.origin, sample.life)
+        x, y = self._draw(sample.number, sample.origin, sample.life)
         self._count("imagined")
         self._begin(sample, self.component.imitate_child(x), x, y)
 

@@ -37,13 +37,10 @@ class Worker:
         self.remembers = False
         """Whether the last microbatch that came is kept, for `salience`."""
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.wait_data_s = 0.0
+        """Seconds spent waiting for microbatches, or making them."""
         self._batches = batches
         self._device = device
-
-    @property
-    def wait_data_s(self) -> float:
-        """Seconds spent waiting for microbatches, or making them."""
-        return self._batches.wait_s
 
     def ready(self, action: Action) -> bool:
         """Whether `run` would not have to wait for a neighbour."""
@@ -83,6 +80,14 @@ class Worker:
         """What the component leans on, by the last microbatch that came; empty before the first."""
         return salience(self.component, *self._last) if self._last is not None else {}
 
+    def _draw(self, microbatch: int, origin: int = 0, life: int = 0) -> tuple[Tensor, Tensor]:
+        """Samples of a microbatch, and the time they take: in one process all draw from the same
+        batches, each its own."""
+        before = self._batches.wait_s
+        samples = self._batches.train(microbatch, origin, life)
+        self.wait_data_s += self._batches.wait_s - before
+        return samples
+
     def _remember(self, inputs: Tensor, x: Tensor, y: Tensor) -> None:
         if self.remembers:
             self._last = (inputs, x, y)
@@ -117,7 +122,7 @@ class Worker:
     def _forward(self, microbatch: int, staleness: int) -> None:
         channels, component = self.channels, self.component
         header = Header(Kind.TRAIN, microbatch, component.version)
-        x, y = self._batches.train(microbatch)
+        x, y = self._draw(microbatch)
         inputs = x if channels.from_child is None else channels.from_child.receive(header)
         h = component.forward(microbatch, inputs, x, y, staleness)
         if channels.to_parent is not None:  # before any other work: the parent may be waiting
