@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from threading import Event
 from types import SimpleNamespace
@@ -175,6 +176,44 @@ def test_who_is_not_heard_for_too_long_is_missed(roster):
     assert silence.broken_by() is None
     now_s = 51.0
     assert silence.broken_by() == 2
+
+
+def looks_until_missed(roster: Roster, beats: list[Beat], every_s: float = 1.0) -> int | None:
+    """Which look at component 1, that goes on saying this, finds it missing after 10 seconds."""
+    now_s = 0.0
+    silence = Silence(roster, {1}, start_s=100, longest_s=10, now=lambda: now_s)
+    for look, beat in enumerate(beats, start=1):
+        now_s += every_s
+        roster.beat(1, replace(beat, number=look))
+        if silence.broken_by() is not None:
+            return look
+    return None
+
+
+@pytest.mark.parametrize("state", ["training", "done"])
+def test_who_is_heard_and_does_nothing_is_missed(roster, state):
+    """The thread that beats is not the one that hangs: it was never found."""
+    roster.enter(1)
+    assert looks_until_missed(roster, [Beat(0, 1, progress=7, state=state)] * 40) == 12
+
+
+@pytest.mark.parametrize("state", ["starting", "saving", "publishing", "reporting"])
+def test_who_waits_for_a_disk_or_for_others_is_not_missed_while_it_is_heard(roster, state):
+    roster.enter(1)
+    assert looks_until_missed(roster, [Beat(0, 1, progress=7, state=state)] * 40) is None
+
+
+def test_who_does_something_now_and_then_is_not_missed(roster):
+    roster.enter(1)
+    slow = [Beat(0, 1, progress=look // 9, state="training") for look in range(60)]
+    assert looks_until_missed(roster, slow) is None
+
+
+def test_who_stood_still_itself_misses_nobody(roster):
+    """A machine that was frozen with all that is on it: one look in a minute is not a minute."""
+    roster.enter(1)
+    busy = [Beat(0, 1, progress=7, state="training")] * 5
+    assert looks_until_missed(roster, busy, every_s=60.0) is None
 
 
 def test_one_that_compiles_is_not_missed_before_it_can_be_heard(roster):

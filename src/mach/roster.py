@@ -32,6 +32,11 @@ BEAT_S = 0.2
 """Time between two beats."""
 _LISTEN_EVERY = 5
 """Beats of one's own for one look at those of the others."""
+_ABSENT_S = 2.0
+"""Longer than this between two looks, and it was the one who looks that stood still."""
+BUSY = ("training", "done")
+"""States in which a component shows progress all the time. In the others it waits for neighbours,
+disks and wandb, which takes as long as it takes."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,38 @@ class Roster:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
 
+@dataclass
+class _Heard:
+    """What is known of another component."""
+
+    beat: Beat | None
+    """Its last; what is found at first may be left of a life before."""
+    beat_s: float
+    """When that was new."""
+    speaks: bool = False
+    """Whether it was heard since."""
+    still_s: float = 0.0
+    """How long it has been seen without progress."""
+
+    @property
+    def busy(self) -> bool:
+        return self.speaks and self.beat is not None and self.beat.state in BUSY
+
+    def hear(self, beat: Beat | None, now_s: float, looked_s: float) -> None:
+        """Take in its last beat, `looked_s` after the one before."""
+        still = _sign(beat) == _sign(self.beat)
+        self.still_s = self.still_s + min(looked_s, _ABSENT_S) if still else 0.0
+        if beat != self.beat:
+            self.beat, self.beat_s, self.speaks = beat, now_s, True
+
+
+def _sign(beat: Beat | None) -> tuple[int, str, int] | None:
+    """What changes where a component does something: its process beats while its training hangs."""
+    return None if beat is None else (beat.life, beat.state, beat.progress)
+
+
 class Silence:
-    """Which of the others has said nothing new for too long?"""
+    """Which of the others has said nothing new, or done nothing, for too long?"""
 
     def __init__(
         self,
@@ -177,21 +212,22 @@ class Silence:
     ) -> None:
         """
         Args:
-            start_s: until a component is heard. What is found at first may be left of a life
-                before.
-            longest_s: from then on, between two beats.
+            start_s: until a component is heard.
+            longest_s: from then on, between two beats, and without progress while it is busy.
         """
         self._roster, self._start_s, self._longest_s, self._now = roster, start_s, longest_s, now
-        self._heard = {k: (roster.last_beat(k), now(), False) for k in others}
+        self._looked_s = now()
+        self._heard = {k: _Heard(roster.last_beat(k), self._looked_s) for k in others}
 
     def broken_by(self) -> int | None:
         """The first that is missed. Ask now and then; who is done goes on beating."""
-        now = self._now()
-        for k, (last, since, heard) in self._heard.items():
-            beat = self._roster.last_beat(k)
-            if beat != last:
-                self._heard[k] = (beat, now, True)
-            elif now - since > (self._longest_s if heard else self._start_s):
+        now_s = self._now()
+        looked_s, self._looked_s = now_s - self._looked_s, now_s
+        for k, other in self._heard.items():
+            other.hear(self._roster.last_beat(k), now_s, looked_s)
+            if now_s - other.beat_s > (self._longest_s if other.speaks else self._start_s):
+                return k
+            if other.busy and other.still_s > self._longest_s:
                 return k
         return None
 

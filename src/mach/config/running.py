@@ -64,8 +64,8 @@ class LaunchConfig:
     """supervised: pause before a component that died without a single step is started once more;
     it doubles with every such life."""
     hang_s: float = 30.0
-    """supervised: a component that has done nothing for so long is ended and restarted. Longer
-    than its longest microbatch and its longest save."""
+    """free: a component that has done nothing for so long is ended and restarted; where none is
+    supervised, the others save and end. Longer than its longest microbatch and its longest save."""
     on_exhausted: str = "stop"
     """supervised: stop the run, or continue without it, when a component has no restart left. What
     goes on without its child needs a student."""

@@ -21,7 +21,7 @@ from statistics import median
 
 from mach.launcher.failure import REFUSED, Fall
 from mach.launcher.reports import Answer, Died, Ended, Event, GiveUp, Kill, Report, Started, Stop
-from mach.roster import Beat
+from mach.roster import BUSY, Beat
 
 RATE_S, RATE_LEAST_S = 10.0, 3.0
 """Steps per second are measured over so long; over less than the second, they are not known."""
@@ -196,7 +196,7 @@ class Supervision:
     def _check(self, now_s: float, k: int) -> list[Answer]:
         """Not dead, but hung: treated as dead."""
         one = self.components[k]
-        busy = one.sign is not None and one.sign[0] in ("training", "done")
+        busy = one.sign is not None and one.sign[0] in BUSY
         limit_s = self._rules.hang_s if busy else self._rules.start_s
         if one.pid is None or now_s - one.sign_s <= limit_s:
             return []

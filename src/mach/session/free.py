@@ -287,7 +287,7 @@ class _Life:
     def _miss(self, component: int) -> None:
         """Nobody would start it again."""
         self._error = PeerLostError
-        self._end(f"component {component} was not heard for too long")
+        self._end(f"component {component} is gone or hangs")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
