@@ -99,6 +99,21 @@ def test_labels_stay_with_their_samples_and_x_keeps_its_shape(images: Dataset) -
     assert y.tolist() == [pixel % 3 for pixel in first_pixels(images, x)]
 
 
+@pytest.mark.parametrize("kind", ["images", "sentence"])
+def test_targets_alone_are_those_of_the_whole_batch(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    one = batches(request.getfixturevalue(kind))
+    for stream in [(0, 0, 0), (7, 0, 0), (7, 2, 1)]:
+        before_s = one.wait_s
+        y = one.targets(*stream)
+        assert one.wait_s > before_s
+        assert torch.equal(y, one.train(*stream)[1])
+    for batch in range(one.evaluation_batches()):
+        assert torch.equal(one.evaluation_targets(batch), one.evaluation(batch)[1])
+    assert torch.equal(one.evaluation_targets(0, 5), one.evaluation(0, 5)[1])
+
+
 def test_changing_a_microbatch_in_place_does_not_change_the_data(tmp_path: Path) -> None:
     content = arrays() | {"x_train": arrays()["x_train"].astype(np.float32)}
     drawn = batches(open_dataset(write_npz(tmp_path, content)))

@@ -13,6 +13,7 @@ from mach.data import Batches
 from mach.errors import ConfigError
 from mach.optim import Optimizer
 from mach.trainer import Oracle
+from mach.trainer.step import Worker
 
 CPU = torch.device("cpu")
 
@@ -231,6 +232,54 @@ def test_the_components_of_one_process_share_its_wait_for_data(dataset):
     assert all(worker.wait_data_s > 0 for worker in workers)
     whole_s = workers[0]._batches.wait_s
     assert sum(worker.wait_data_s for worker in workers) == pytest.approx(whole_s)
+
+
+@pytest.mark.parametrize("schedule", ["sync", "delayed"])
+@pytest.mark.parametrize(
+    ("looks", "by_all"),
+    [
+        ({}, False),
+        ({"student": {"enabled": True}}, True),
+        ({"model": {"raw_input": True}}, True),
+        ({"report": {"salience": 1}}, True),
+    ],
+    ids=str,
+)
+def test_raw_inputs_are_made_for_those_alone_who_look_at_them(
+    dataset, monkeypatch, schedule, looks, by_all
+):
+    """Each component made them all, augmented, for nobody. The numbers are the same."""
+    config = make(3, schedule=schedule, delay=1, head={"weight": 0.1}, **looks)
+    made: list[int] = []
+    train_batch = Batches.train
+
+    def counted(batches, b, *stream):
+        made.append(b)
+        return train_batch(batches, b, *stream)
+
+    monkeypatch.setattr(Batches, "train", counted)
+    sparing, result = train(config, dataset)
+    assert len(made) == config.microbatches * (3 if by_all else 1)
+    monkeypatch.setattr(Worker, "_looks_at_x", True)
+    lavish, same = train(config, dataset)
+    for part in ("body", "head"):
+        assert_same(weights(sparing, part), weights(lavish, part))
+    assert result["chain"] == same["chain"]
+
+
+@pytest.mark.parametrize("raw_input", [False, True])
+def test_an_evaluation_makes_raw_inputs_where_they_enter_alone(dataset, monkeypatch, raw_input):
+    made: list[int] = []
+    evaluation = Batches.evaluation
+
+    def counted(batches, batch, samples):
+        made.append(batch)
+        return evaluation(batches, batch, samples)
+
+    monkeypatch.setattr(Batches, "evaluation", counted)
+    train(make(3, student={"enabled": True}, model={"raw_input": raw_input}), dataset)
+    origins = [0] * 3 + [1] * 2 + [2] if raw_input else [0, 1, 2]
+    assert sorted(made) == sorted([*range(5)] * len(origins))  # 36 samples, 8 at a time
 
 
 @pytest.mark.parametrize("credits", [3, 4, 9])

@@ -113,6 +113,11 @@ class Component:
 
     # --- training ------------------------------------------------------------------------
 
+    @property
+    def joins(self) -> bool:
+        """Whether the body sees the raw input beside the child's activation."""
+        return self._net.joins
+
     def forward(
         self, microbatch: Hashable, inputs: Tensor, x: Tensor | None, y: Tensor, staleness: int = 0
     ) -> Tensor:

@@ -53,7 +53,7 @@ class Batches:
             split: what is evaluated on, `test` or `validation`.
         """
         self.wait_s = 0.0
-        """Seconds spent in `train`: waiting for a microbatch, or making it."""
+        """Seconds spent in `train` and `targets`: waiting for a microbatch, or making it."""
         self._dataset = dataset
         self._size = microbatch_size
         self._device = device
@@ -98,17 +98,27 @@ class Batches:
         self.wait_s += perf_counter() - began
         return made
 
+    def targets(self, b: int, origin: int = 0, life: int = 0) -> Tensor:
+        """y of microbatch b alone, at once: for who does not look at x, which costs far more."""
+        began = perf_counter()
+        starts = self._starts(Name(b, origin, life))
+        y = self._targets(self._x_train, self._y_train, starts)
+        self.wait_s += perf_counter() - began
+        return y
+
     def _make(self, name: Name) -> Microbatch:
+        b, origin, life = name
+        view, augmentation = None, self._dataset.augmentation
+        if augmentation is not None:
+            view = partial(augmentation.view, seed=self._seed, b=b, origin=origin, life=life)
+        return self._gather(self._x_train, self._y_train, self._starts(name), view)
+
+    def _starts(self, name: Name) -> Array:
         b, origin, life = name
         first = origin == life == 0
         order = self._order if first else self._order_of_life(origin, life)
         starts = order.microbatch(b)
-        if self._train.chosen is not None:
-            starts = self._train.chosen[starts]
-        view, augmentation = None, self._dataset.augmentation
-        if augmentation is not None:
-            view = partial(augmentation.view, seed=self._seed, b=b, origin=origin, life=life)
-        return self._gather(self._x_train, self._y_train, starts, view)
+        return starts if self._train.chosen is None else self._train.chosen[starts]
 
     def evaluation_batches(self, samples: int | None = None) -> int:
         """Number of batches of the held-out split, or of as many of its `samples`."""
@@ -116,6 +126,15 @@ class Batches:
 
     def evaluation(self, batch: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
         """Batch of the held-out split, or of as many of its `samples`; the last may be shorter."""
+        starts = self._held_out_starts(batch, samples)
+        return self._gather(self._x_held_out, self._y_held_out, starts)
+
+    def evaluation_targets(self, batch: int, samples: int | None = None) -> Tensor:
+        """y of such a batch alone."""
+        starts = self._held_out_starts(batch, samples)
+        return self._targets(self._x_held_out, self._y_held_out, starts)
+
+    def _held_out_starts(self, batch: int, samples: int | None) -> Array:
         count = self._evaluated(samples)
         assert 0 <= batch < self.evaluation_batches(samples), batch
         indices = np.arange(batch * self._size, min(count, (batch + 1) * self._size))
@@ -128,7 +147,7 @@ class Batches:
             indices = indices * places // max(1, total - 1)
         elif self._held_out.chosen is not None:
             indices = self._held_out.chosen[indices]
-        return self._gather(self._x_held_out, self._y_held_out, indices)
+        return indices
 
     def _order_of(self, seed: int) -> Order:
         samples = self._train.samples
@@ -165,7 +184,12 @@ class Batches:
         raw = self._move(rows)
         raw = raw if view is None else view(raw)
         features = raw.to(torch.float32).sub_(self._dataset.mean).mul_(self._scale)
-        return features, self._move(y[starts].astype(np.int64))
+        return features, self._targets(x, y, starts)
+
+    def _targets(self, x: Array, y: Array | None, starts: Array) -> Tensor:
+        if y is None:  # of a text they are its own next tokens
+            return self._gather(x, y, starts)[1]
+        return self._move(y[starts].astype(np.int64))
 
     def _move(self, array: Array) -> Tensor:
         """To the device; from pinned memory, so that the host does not wait for a GPU."""

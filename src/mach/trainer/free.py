@@ -202,6 +202,7 @@ class FreeWorker(Worker):
         if child is None:
             sample = self._choose()
             x, y = self._draw(sample.number, sample.origin, sample.life)
+            assert x is not None
             self._remember(x, x, y)
             self._begin(sample, x, x, y)
             return
@@ -219,11 +220,13 @@ class FreeWorker(Worker):
         self._remember(inputs, x, y)
         self._begin(Sample(header.origin, header.life, header.microbatch), inputs, x, y)
         if self.component.student is not None and not self.serving:
+            assert x is not None
             self.component.distil(x, inputs, y)
 
     def _imagine(self) -> None:
         sample = self._choose()
         x, y = self._draw(sample.number, sample.origin, sample.life)
+        assert x is not None
         self._count("imagined")
         self._begin(sample, self.component.imitate_child(x), x, y)
 
@@ -242,7 +245,7 @@ class FreeWorker(Worker):
         if waited_for is not None:
             waited_for.wait_s += self._clock.now() - began
 
-    def _begin(self, sample: Sample, inputs: Tensor, x: Tensor, y: Tensor) -> None:
+    def _begin(self, sample: Sample, inputs: Tensor, x: Tensor | None, y: Tensor) -> None:
         """Forward a microbatch; back-propagate it at once where no gradient will come for it."""
         self._begun += 1
         component, parent = self.component, self.channels.to_parent

@@ -80,16 +80,29 @@ class Worker:
         """What the component leans on, by the last microbatch that came; empty before the first."""
         return salience(self.component, *self._last) if self._last is not None else {}
 
-    def _draw(self, microbatch: int, origin: int = 0, life: int = 0) -> tuple[Tensor, Tensor]:
-        """Samples of a microbatch, and the time they take: in one process all draw from the same
-        batches, each its own."""
-        before = self._batches.wait_s
-        samples = self._batches.train(microbatch, origin, life)
-        self.wait_data_s += self._batches.wait_s - before
-        return samples
+    def _draw(
+        self, microbatch: int, origin: int = 0, life: int = 0
+    ) -> tuple[Tensor | None, Tensor]:
+        """Samples of a microbatch, x where it is looked at, and the time they take: in one process
+        all draw from the same batches, each its own."""
+        batches, x = self._batches, None
+        before = batches.wait_s
+        if self._looks_at_x:
+            x, y = batches.train(microbatch, origin, life)
+        else:
+            y = batches.targets(microbatch, origin, life)
+        self.wait_data_s += batches.wait_s - before
+        return x, y
 
-    def _remember(self, inputs: Tensor, x: Tensor, y: Tensor) -> None:
+    @property
+    def _looks_at_x(self) -> bool:
+        """A body that begins with the raw input or joins it, a student, and `salience` do."""
+        component = self.component
+        return self.index == 0 or component.student is not None or component.joins or self.remembers
+
+    def _remember(self, inputs: Tensor, x: Tensor | None, y: Tensor) -> None:
         if self.remembers:
+            assert x is not None
             self._last = (inputs, x, y)
 
     def trained(self) -> None:
@@ -124,6 +137,7 @@ class Worker:
         header = Header(Kind.TRAIN, microbatch, component.version)
         x, y = self._draw(microbatch)
         inputs = x if channels.from_child is None else channels.from_child.receive(header)
+        assert inputs is not None
         h = component.forward(microbatch, inputs, x, y, staleness)
         if channels.to_parent is not None:  # before any other work: the parent may be waiting
             channels.to_parent.send(header, h)
@@ -131,6 +145,7 @@ class Worker:
         if component.answers:
             self._return(header, component.answer(microbatch))
         if component.student is not None:
+            assert x is not None
             component.distil(x, inputs, y)
 
     def _backward(self, microbatch: int) -> None:
@@ -153,11 +168,16 @@ class Worker:
     def _evaluate(self, origin: int, batch: int, samples: int | None) -> None:
         channels = self.channels
         header = Header(Kind.EVALUATE, batch, self.component.version, origin)
-        x, y = self._batches.evaluation(batch, samples)
+        x = None
+        if origin == self.index or self.component.joins:
+            x, y = self._batches.evaluation(batch, samples)
+        else:
+            y = self._batches.evaluation_targets(batch, samples)
         if origin < self.index:
             assert channels.from_child is not None
             inputs = channels.from_child.receive(header)[: len(y)]
         else:
+            assert x is not None
             inputs = self._enter(origin, x)
         h = self._score(origin, inputs, x, y)
         if channels.to_parent is not None:
@@ -167,7 +187,7 @@ class Worker:
         """What the body of component `origin` is given where the chain or a window begins."""
         return x if origin == 0 else self.component.imitate_child(x)
 
-    def _score(self, origin: int, inputs: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _score(self, origin: int, inputs: Tensor, x: Tensor | None, y: Tensor) -> Tensor:
         component = self.component
         h = component.infer(inputs, x)
         score = self.scores.setdefault(origin, Score(self._device))
