@@ -99,7 +99,12 @@ class Batches:
         return made
 
     def targets(self, b: int, origin: int = 0, life: int = 0) -> Tensor:
-        """y of microbatch b alone, at once: for who does not look at x, which costs far more."""
+        """y of microbatch b alone, at once: for who does not look at x, which costs far more.
+
+        Of a text they are its own next tokens: the same windows, which are fetched ahead.
+        """
+        if self._y_train is None:
+            return self.train(b, origin, life)[1]
         began = perf_counter()
         starts = self._starts(Name(b, origin, life))
         y = self._targets(self._x_train, self._y_train, starts)
