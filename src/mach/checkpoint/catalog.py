@@ -38,6 +38,10 @@ class Checkpoint:
         description = self.manifest.get("tokenizer")
         return None if description is None else restore(description)
 
+    def is_of(self, run_dir: Path) -> bool:
+        """Whether the run in this folder has saved it, and not one that lies somewhere below."""
+        return self.path.parent == run_dir / CHECKPOINTS
+
 
 def latest(run_dir: Path) -> Checkpoint | None:
     """The last complete checkpoint of a run, or None."""

@@ -130,7 +130,7 @@ def check_data(found: checkpoint.Checkpoint, run_dir: Path, data: Preprocessing)
     Raises:
         MachError: the data is another; names both.
     """
-    if found.path.parent == run_dir / runfolder.CHECKPOINTS:
+    if found.is_of(run_dir):
         data.refuse_other(found.path, found.manifest)
     else:
         refuse_other(found.path, data.tokenizer, found.manifest.get("tokenizer"))

@@ -82,7 +82,7 @@ def _exits(result: Mapping[str, Any]) -> dict[str, float | None]:
 def _lives_before(seat: Seat) -> int:
     """Lives of the component in this run up to the checkpoint that it goes on from."""
     start = seat.start
-    if start is None or not start.path.is_relative_to(seat.run_dir):  # another run's
+    if start is None or not start.is_of(seat.run_dir):
         return 0
     return int(start.manifest.get("life", -1)) + 1
 
