@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import log
 from statistics import mean, median, stdev
 from typing import Any
@@ -56,13 +57,13 @@ def _changes(section: dict[str, Any], variant: str, key: str) -> list[float]:
 def _aims(result: dict[str, Any]) -> list[Row]:
     rows: list[Row] = []
     networks = [name for name in NETWORKS if name in result]
-    for name in networks:
-        for variant in ("bfloat16 wire", "int8 wire"):
-            changes = _changes(result[name], variant, "loss")
-            if changes:
-                seeds = f"mean of {len(changes)} seeds" if len(changes) > 1 else "one seed"
-                what = f"{name}: final loss with {variant}, {seeds}"
-                rows.append([what, _with_error(changes), f"± {_MOST:.1%}", _clearly(changes)])
+    losses = (("loss", "training loss"), ("test_loss", "test loss"))
+    for name, variant, (key, loss) in product(networks, ("bfloat16 wire", "int8 wire"), losses):
+        changes = _changes(result[name], variant, key)
+        if changes:
+            seeds = f"mean of {len(changes)} seeds" if len(changes) > 1 else "one seed"
+            what = f"{name}: final {loss} with {variant}, {seeds}"
+            rows.append([what, _with_error(changes), f"± {_MOST:.1%}", _clearly(changes)])
     for name in networks:
         for wire, aim in (("bfloat16", 0.5), ("int8", 0.25)):
             for part in relative(result[name], f"{wire} wire", "bytes")[:1]:
@@ -122,7 +123,7 @@ def _network(name: str, section: dict[str, Any]) -> str:
                 f"{median(run['start_s'] for run in runs):.1f}",
             ]
         )
-    head = ["", "seeds", "final loss", "of float32's", "test loss, of float32's"]
+    head = ["", "seeds", "training loss", "of float32's", "test loss, of float32's"]
     more = [quality.replace("_", " "), "bytes / microbatch and edge", "ms / step", "s to start"]
     return (
         _table([*head, *more], rows)
