@@ -149,6 +149,20 @@ def run_alone(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(asyncio.run, coroutine).result(30)
 
 
+class Held:
+    """A model that answers nothing before it is released."""
+
+    def __init__(self) -> None:
+        self.computing, self.release = threading.Event(), threading.Event()
+        self.sizes: list[int] = []
+
+    def __call__(self, kind: bool, x: torch.Tensor) -> list[torch.Tensor]:
+        self.sizes.append(len(x))
+        self.computing.set()
+        self.release.wait(10)
+        return [x]
+
+
 async def ask_one(batcher: Batcher, kind: bool, x: torch.Tensor) -> list[torch.Tensor]:
     (found,) = await batcher.ask(kind, [x])
     return found
@@ -189,23 +203,17 @@ def test_requests_that_come_while_the_model_is_busy_share_a_batch():
 
 def test_a_request_that_has_waited_for_the_model_waits_no_longer_for_others():
     """wait_ms began anew when the model was free."""
-    computing, release, sizes, now_s = threading.Event(), threading.Event(), [], [0.0]
-
-    def compute(kind, x):
-        sizes.append(len(x))
-        computing.set()
-        release.wait(10)
-        return [x]
+    model, now_s = Held(), [0.0]
 
     async def ask():
-        batcher = Batcher(compute, max_batch=4, wait_s=600, max_queue=100, clock=lambda: now_s[0])
+        batcher = Batcher(model, max_batch=4, wait_s=600, max_queue=100, clock=lambda: now_s[0])
         batcher.start()
         first = asyncio.create_task(ask_one(batcher, False, torch.zeros(4, 1)))
-        await asyncio.to_thread(computing.wait, 10)
+        await asyncio.to_thread(model.computing.wait, 10)
         second = asyncio.create_task(ask_one(batcher, False, torch.ones(1, 1)))
         await asyncio.sleep(0)
         now_s[0] = 600.0
-        release.set()
+        model.release.set()
         try:
             return await asyncio.wait_for(asyncio.gather(first, second), 10)
         finally:
@@ -213,7 +221,7 @@ def test_a_request_that_has_waited_for_the_model_waits_no_longer_for_others():
 
     (_, (found,)) = run_alone(ask())
     assert found.item() == 1
-    assert sizes == [4, 1]
+    assert model.sizes == [4, 1]
 
 
 def test_a_request_larger_than_a_batch_is_computed_in_parts():
@@ -295,29 +303,23 @@ def test_what_is_left_of_a_request_that_failed_is_not_computed():
 
 def test_what_is_left_of_a_request_that_was_given_up_is_not_computed():
     """It was computed to its end, and all others waited behind it."""
-    computing, release, sizes = threading.Event(), threading.Event(), []
-
-    def compute(kind, x):
-        sizes.append(len(x))
-        computing.set()
-        release.wait(10)
-        return [x]
+    model = Held()
 
     async def ask():
-        batcher = Batcher(compute, max_batch=4, wait_s=0, max_queue=100)
+        batcher = Batcher(model, max_batch=4, wait_s=0, max_queue=100)
         batcher.start()
         large = asyncio.create_task(ask_one(batcher, False, torch.zeros(40, 1)))
-        await asyncio.to_thread(computing.wait, 10)
+        await asyncio.to_thread(model.computing.wait, 10)
         large.cancel()
         with pytest.raises(asyncio.CancelledError):
             await large
-        release.set()
+        model.release.set()
         (found,) = await ask_one(batcher, False, torch.ones(1, 1))
         await batcher.stop()
         return found
 
     assert run_alone(ask()).item() == 1
-    assert sizes == [4, 1]
+    assert model.sizes == [4, 1]
 
 
 # --- what is refused -----------------------------------------------------------------------------

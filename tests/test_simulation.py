@@ -51,6 +51,21 @@ def life(simulation: Simulation, k: int):
     return found
 
 
+def another_life(simulation: Simulation, **given) -> FreeWorker:
+    """A worker of component 1 beside the one that it has."""
+    one = life(simulation, 1)
+    return FreeWorker(
+        1,
+        one.component,
+        one.worker.channels,
+        simulation.batches,
+        simulation.device,
+        config=simulation.config,
+        clock=one.clock,
+        **given,
+    )
+
+
 def steps_per_s(simulation: Simulation, k: int, start_s: float, end_s: float) -> float:
     """Of a component in a stretch of virtual time; one that stands still to its end is slower."""
     taken = [moment for moment in life(simulation, k).stepped_s if start_s <= moment < end_s]
@@ -289,18 +304,7 @@ def test_a_component_that_begins_when_the_run_is_over_does_nothing():
     """It died while it served and came back after the last of the others was done: the news was
     there before its worker, and was once forgotten, so that it served for ever."""
     simulation = simulate()
-    one = life(simulation, 1)
-    worker = FreeWorker(
-        1,
-        one.component,
-        one.worker.channels,
-        simulation.batches,
-        simulation.device,
-        config=simulation.config,
-        life=1,
-        clock=one.clock,
-        over=lambda: True,
-    )
+    worker = another_life(simulation, life=1, over=lambda: True)
     assert list(moves(simulation.config, worker, 0, 3)) == []
     assert list(moves(simulation.config, worker, 0, STEPS)) == [Flush(STEPS)]
 
@@ -309,20 +313,11 @@ def test_the_patience_for_a_child_begins_with_the_first_look_for_it():
     """It began before the chain came up: a component took its living child for silent at once, and
     trained on what a student makes that has learnt nothing."""
     simulation = simulate()
-    one = life(simulation, 1)
-    worker = FreeWorker(
-        1,
-        one.component,
-        one.worker.channels,
-        simulation.batches,
-        simulation.device,
-        config=simulation.config,
-        life=0,
-        clock=one.clock,
-    )
-    one.clock.spend(30.0)
+    worker = another_life(simulation, life=0)
+    clock = life(simulation, 1).clock
+    clock.spend(30.0)
     assert worker.decide() is Move.WAIT
-    one.clock.spend(0.4)
+    clock.spend(0.4)
     assert worker.decide() is Move.WAIT
-    one.clock.spend(0.1)
+    clock.spend(0.1)
     assert worker.decide() is Move.IMAGINE

@@ -32,11 +32,8 @@ BEAT_S = 0.2
 """Time between two beats."""
 _LISTEN_EVERY = 5
 """Beats of one's own for one look at those of the others."""
-_ABSENT_S = 2.0
+ABSENT_S = 2.0
 """Longer than this between two looks, and it was the one who looks that stood still."""
-BUSY = ("training", "done")
-"""States in which a component shows progress all the time. In the others it waits for neighbours,
-disks and wandb, which takes as long as it takes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,17 @@ class Beat:
     """What it dropped, imagined and so on, in this life."""
     number: int = 0
     """Of this beat in this life: two are never the same."""
+
+    @property
+    def sign(self) -> tuple[int, str, int]:
+        """What changes where the component does something: it beats while its training hangs."""
+        return self.life, self.state, self.progress
+
+    @property
+    def busy(self) -> bool:
+        """Whether it should show progress all the time. In the other states it waits for
+        neighbours, disks and wandb, which takes as long as it takes."""
+        return self.state in ("training", "done")
 
 
 class Roster:
@@ -182,21 +190,17 @@ class _Heard:
     still_s: float = 0.0
     """How long it has been seen without progress."""
 
-    @property
-    def busy(self) -> bool:
-        return self.speaks and self.beat is not None and self.beat.state in BUSY
-
     def hear(self, beat: Beat | None, now_s: float, looked_s: float) -> None:
         """Take in its last beat, `looked_s` after the one before."""
-        still = _sign(beat) == _sign(self.beat)
-        self.still_s = self.still_s + min(looked_s, _ABSENT_S) if still else 0.0
+        still = beat is not None and self.beat is not None and beat.sign == self.beat.sign
+        self.still_s = self.still_s + min(looked_s, ABSENT_S) if still else 0.0
         if beat != self.beat:
             self.beat, self.beat_s, self.speaks = beat, now_s, True
 
-
-def _sign(beat: Beat | None) -> tuple[int, str, int] | None:
-    """What changes where a component does something: its process beats while its training hangs."""
-    return None if beat is None else (beat.life, beat.state, beat.progress)
+    def hangs(self, longest_s: float) -> bool:
+        """Whether it should do something, and has not for too long."""
+        busy = self.speaks and self.beat is not None and self.beat.busy
+        return busy and self.still_s > longest_s
 
 
 class Silence:
@@ -227,7 +231,7 @@ class Silence:
             other.hear(self._roster.last_beat(k), now_s, looked_s)
             if now_s - other.beat_s > (self._longest_s if other.speaks else self._start_s):
                 return k
-            if other.busy and other.still_s > self._longest_s:
+            if other.hangs(self._longest_s):
                 return k
         return None
 

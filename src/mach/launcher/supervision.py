@@ -21,12 +21,10 @@ from statistics import median
 
 from mach.launcher.failure import REFUSED, Fall
 from mach.launcher.reports import Answer, Died, Ended, Event, GiveUp, Kill, Report, Started, Stop
-from mach.roster import BUSY, Beat
+from mach.roster import ABSENT_S, Beat
 
 RATE_S, RATE_LEAST_S = 10.0, 3.0
 """Steps per second are measured over so long; over less than the second, they are not known."""
-ABSENT_S = 2.0
-"""Longer than this between two looks, and it was the one who looks that stood still."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,10 @@ class Component:
     step: int = 0
     pid: int | None = None
     """Of its process; None while it has none, or one that has been told to end."""
-    sign: tuple[str, int] | None = None
-    """What it last said of its state and progress, and when that was new."""
+    beat: Beat | None = None
+    """The last of its process."""
     sign_s: float = 0.0
+    """Since when that tells of the same state and progress; without one, since it was started."""
     died_s: float | None = None
     """Since when it is away."""
     finished: bool = False
@@ -117,7 +116,7 @@ class Supervision:
     def _started(self, now_s: float, report: Started) -> None:
         one = self.components[report.component]
         one.state = "restarting" if report.restart else "starting"
-        one.pid, one.sign, one.sign_s = report.pid, None, now_s
+        one.pid, one.beat, one.sign_s = report.pid, None, now_s
         one.steps.clear()
 
     def _died(self, now_s: float, report: Died) -> Event:
@@ -173,8 +172,9 @@ class Supervision:
     def _heard(self, now_s: float, k: int, beat: Beat) -> list[Answer]:
         one = self.components[k]
         one.step = beat.step
-        if (beat.state, beat.progress) != one.sign:
-            one.sign, one.sign_s = (beat.state, beat.progress), now_s
+        if one.beat is None or beat.sign != one.beat.sign:
+            one.sign_s = now_s
+        one.beat = beat
         if beat.state == "starting":
             return []
         answers: list[Answer] = []
@@ -196,12 +196,12 @@ class Supervision:
     def _check(self, now_s: float, k: int) -> list[Answer]:
         """Not dead, but hung: treated as dead."""
         one = self.components[k]
-        busy = one.sign is not None and one.sign[0] in BUSY
+        busy = one.beat is not None and one.beat.busy
         limit_s = self._rules.hang_s if busy else self._rules.start_s
         if one.pid is None or now_s - one.sign_s <= limit_s:
             return []
         self._lost(now_s, k)
-        where = "while it started" if one.sign is None else f"at step {one.step}"
+        where = "while it started" if one.beat is None else f"at step {one.step}"
         text = f"component {k} did nothing for {limit_s:g} s {where} and is ended"
         return [Event(k, "hung", text), Kill(k)]
 

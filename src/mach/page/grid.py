@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mach.page.learning import thin
 from mach.page.picture import INK, MUTED, Picture, component_colours, draw, legend_below, log_axis
 from mach.records.scores import Measure
-from mach.records.sweep import Job, Sweep
+from mach.records.sweep import Job, Sweep, scores_of
 from mach.report.numbers import short
 from mach.secrets import value_of
 
@@ -304,7 +304,7 @@ def _cells(jobs: list[Job], down: Axis, across: Axis) -> dict[tuple[int, int], _
 
 
 def _scores(jobs: list[Job], asked: Mapping[str, Any]) -> list[float]:
-    return [job.score.value for job in _having(jobs, asked) if job.score is not None]
+    return scores_of(_having(jobs, asked))
 
 
 def _having(jobs: list[Job], asked: Mapping[str, Any]) -> list[Job]:

@@ -13,7 +13,7 @@ import numpy as np
 from mach.page.grid import REPLICATE, curves, heat_map, layout_of, lines, scatter
 from mach.page.parts import Cell, Page, Section, Table, Tile, cells
 from mach.records.scores import Measure
-from mach.records.sweep import Job, Sweep, known
+from mach.records.sweep import Job, Sweep, known, scores_of
 from mach.report.numbers import several
 from mach.secrets import value_of
 
@@ -83,12 +83,12 @@ def _summary(sweep: Sweep, best: list[Job], measure: Measure) -> str:
     if not best:
         return done
     label, jobs = _best_group(sweep, best, measure)
-    scores = _scores(jobs)
+    scores = scores_of(jobs)
     good = measure.with_unit(float(np.mean(scores)))
     top = f"{label} is best with {good}" if label else f"They have {good}"
     if len(jobs) > 1:
         top += f", the mean of {_number_of(jobs)} (± {measure.text(_deviation(scores))})"
-    return f"{done} {top}; the last job has {measure.text(_scores(best)[-1])}."
+    return f"{done} {top}; the last job has {measure.text(scores_of(best)[-1])}."
 
 
 def _best_group(sweep: Sweep, best: list[Job], measure: Measure) -> tuple[str, list[Job]]:
@@ -103,11 +103,7 @@ def _best_group(sweep: Sweep, best: list[Job], measure: Measure) -> tuple[str, l
         alike = _words(asked) or ("" if REPLICATE in sweep.varying else job.name)
         groups.setdefault(alike, []).append(job)
     sign = -1 if measure.higher_is_better else 1
-    return min(groups.items(), key=lambda group: sign * float(np.mean(_scores(group[1]))))
-
-
-def _scores(jobs: list[Job]) -> list[float]:
-    return [job.score.value for job in jobs if job.score is not None]
+    return min(groups.items(), key=lambda group: sign * float(np.mean(scores_of(group[1]))))
 
 
 def _number_of(jobs: list[Job]) -> str:
@@ -127,8 +123,8 @@ def _tiles(sweep: Sweep, best: list[Job], measure: Measure) -> list[Tile]:
         label, jobs = _best_group(sweep, best, measure)
         unit = "%" if measure.key == "accuracy" else measure.label
         what = label or f"mean of {_number_of(jobs)}"
-        more = f"{what}; median of all jobs {measure.text(float(np.median(_scores(best))))}"
-        tiles.append(Tile("How good", measure.text(float(np.mean(_scores(jobs)))), unit, more))
+        more = f"{what}; median of all jobs {measure.text(float(np.median(scores_of(best))))}"
+        tiles.append(Tile("How good", measure.text(float(np.mean(scores_of(jobs)))), unit, more))
         rates = [rate for job in best if math.isfinite(rate := _of(job, "samples_per_s"))]
         if rates:
             more = f"median; {min(rates):,.0f} to {max(rates):,.0f}"

@@ -103,6 +103,11 @@ def read_sweep(paths: Sequence[Path], notes: Notes | None = None) -> Sweep:
     return Sweep(name, _completed(_named_by_differences(jobs)), notes)
 
 
+def scores_of(jobs: Iterable[Job]) -> list[float]:
+    """Of those that have one."""
+    return [job.score.value for job in jobs if job.score is not None]
+
+
 def known(values: Sequence[Any]) -> list[Any]:
     """Those that are values."""
     return [value for value in values if value != ABSENT]
