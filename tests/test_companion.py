@@ -138,7 +138,9 @@ def test_kill_9_of_a_component_loses_no_line_of_wandb_either(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("victim", ["wandb-core", "mach.report.relay"])
 def test_kill_9_of_wandb_costs_one_warning_and_no_time(victim: str, tmp_path: Path) -> None:
-    with Component(tmp_path, WANDB_MODE="offline") as component:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    with Component(tmp_path, WANDB_MODE="offline", TMPDIR=str(scratch)) as component:
         component.log(1)
         component.file()
         component.child(victim).kill()
@@ -151,6 +153,7 @@ def test_kill_9_of_wandb_costs_one_warning_and_no_time(victim: str, tmp_path: Pa
         _, complaints = component.end()
         assert time.perf_counter() - before < 20.0
     assert slowest_s < 5.0
+    assert not list(scratch.glob("mach-relay-*"))
     assert complaints.count("\n") == 1, complaints
     assert "the training goes on" in complaints or "the log itself is complete" in complaints
     logged = (tmp_path / "component-0.jsonl").read_text().splitlines()

@@ -167,7 +167,7 @@ def test_the_environment_is_read_where_it_is_listed():
 
 def test_nothing_outside_channels_sends_or_receives():
     """Elsewhere torch.distributed is a store, a rendezvous, a launcher and a file format."""
-    allowed = {"Store", "PrefixStore", "DistStoreError", "rendezvous"}
+    allowed = {"Store", "PrefixStore", "DistStoreError", "DistNetworkError", "rendezvous"}
     stores = {  # those that are hosted or joined, rather than handed on
         "rank": {"TCPStore"},
         "launcher.store": {"TCPStore"},

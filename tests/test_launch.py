@@ -421,6 +421,25 @@ def test_a_question_is_answered_without_importing_torch(tmp_path, arguments, say
     assert done.stderr.splitlines()[-1] == "False", done
 
 
+def test_a_rank_whose_store_has_gone_says_so(tmp_path):
+    """As when the machine that hosts it is switched off; it was a traceback."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    who = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, "-m", "mach.train", "components=2", "out=run"]
+    at = f"127.0.0.1:{store.port}"
+    with Command(command, tmp_path, **where, **agent, **who) as started:
+        store.wait(["mach/call/1"], timedelta(seconds=60))  # it waits for rank 0
+        del store
+        done = started.wait(60)
+    assert done.code == 1, done
+    said = f"mach: component 1: the run's store at {at}: expected an answer, got none. "
+    assert said in done.stderr, done
+    assert "Traceback" not in done.stderr, done
+    assert_none_left(tmp_path)
+
+
 def test_an_unknown_verb_is_refused(tmp_path):
     done = run([*MACH, "trian"], tmp_path, deadline_s=30)
     assert done.code == 2
@@ -434,3 +453,9 @@ def test_a_rank_that_nobody_launched_says_how_to_start_one(tmp_path):
     assert "expected torchrun's environment, got no RANK" in done.stderr, done
     assert "component None" not in done.stderr, done
     assert "Traceback" not in done.stderr, done
+
+
+def test_a_rank_that_has_half_of_an_environment_names_the_other_half(tmp_path):
+    done = run([sys.executable, "-m", "mach.train"], tmp_path, RANK="0", MASTER_ADDR="here")
+    assert done.code == 2
+    assert "torchrun's environment, got no WORLD_SIZE, MASTER_PORT. Start" in done.stderr, done

@@ -377,7 +377,8 @@ def on_other_data(tmp_path) -> Callable[..., Config]:
 def test_a_run_does_not_go_on_with_data_that_has_changed(tmp_path, on_other_data):
     before = digests(tmp_path / "cut")
     config = on_other_data("steps=4", f"out={tmp_path / 'cut'}", "resume=auto")
-    with pytest.raises(DataError, match=r"step-2: .* the data has changed since"):
+    says = r"step-2: .* the data has changed since\. .* or begin a new run from it: resume="
+    with pytest.raises(DataError, match=says):
         launch(config)
     assert digests(tmp_path / "cut") == before
     launch(on_other_data("steps=4", f"out={tmp_path / 'new'}", f"resume={tmp_path / 'cut'}"))

@@ -146,7 +146,9 @@ class Run:
             config = self.run_dir / runfolder.CONFIG
             raise DataError(f"{error} It is {config} that has data.path.") from error
         for found in self._saved():
-            dataset.preprocessing.refuse_other(found.path, found.manifest)
+            dataset.preprocessing.refuse_other(
+                found.path, found.manifest, "set data.path in the run's config.yaml to where it is"
+            )
         return dataset
 
     @cached_property

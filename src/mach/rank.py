@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mach.config import Config
-from mach.errors import ChannelTimeoutError, ConfigError
+from mach.errors import ChannelTimeoutError, ConfigError, PeerLostError
 from mach.randomness import seed_of
 from mach.storeaddress import StoreAddress
 from mach.topology import VISIBLE_GPUS, gpu_of, share_cores, transport_of
@@ -32,6 +32,8 @@ gives the lock away; with CPython's own 5 ms a training thread beside one that w
 waits so long at each of the hundreds of a step: a save of 0.1 s stopped it for up to a second."""
 _LOOK_S = 0.02
 """Time between two looks for those who have not come up yet."""
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's rendezvous reads of its environment."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ def join(timeout_s: float) -> Rank:
         ConfigError: this process was not started by torchrun.
         ChannelTimeoutError: the rest of the group did not come up.
     """
-    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+    missing = [name for name in _OF_TORCHRUN if name not in os.environ]
+    if missing:
         raise ConfigError(
-            "mach.train is one rank of a group: expected torchrun's environment, got no RANK. "
+            "mach.train is one rank of a group: expected torchrun's environment, got no "
+            f"{', '.join(missing)}. "
             "Start it with: mach train .. or torchrun --nproc-per-node=K -m mach.train .."
         )
     store, index, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
@@ -150,6 +154,27 @@ def _until(seen: Callable[[], bool], timeout_s: float, who: Callable[[], str]) -
         if time.monotonic() > deadline:
             raise ChannelTimeoutError(f"{who()} did not come up; waited {timeout_s:g} s")
         time.sleep(_LOOK_S)
+
+
+@contextmanager
+def store_watched(address: str | None) -> Iterator[None]:
+    """A store that is gone, or was never there, ends it with one sentence.
+
+    Args:
+        address: HOST:PORT of the store; None for that of torchrun's group.
+
+    Raises:
+        PeerLostError: it is, or was not.
+    """
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        where = address or f"{store_host()}:{os.environ.get('MASTER_PORT')}"
+        raise PeerLostError(
+            f"the run's store at {where}: expected an answer, got none. What hosts it has ended or "
+            "cannot be reached. Start all components again, with resume=auto if there are "
+            f"checkpoints ({str(error).partition('. ')[0]})"
+        ) from error
 
 
 def store_host() -> str | None:

@@ -33,7 +33,7 @@ from mach.launcher.folder import earlier_result, with_folder
 from mach.launcher.preflight import preflight
 from mach.launcher.rearing import rear
 from mach.outofmemory import OF_A_RUN, told
-from mach.rank import Rank, join, join_supervised
+from mach.rank import Rank, join, join_supervised, store_watched
 from mach.say import let_go, say
 from mach.session import enlist, take_seat, train_free, train_ordered, warm_up
 from mach.storeaddress import StoreAddress
@@ -129,20 +129,17 @@ def _folder_of(config: Config) -> Path:
 
 def _run(options: Any, overrides: list[str]) -> None:
     if options.store is not None:
+        address = StoreAddress.parse(options.store)
         config = load(options.run / runfolder.CONFIG)
-        rank = join_supervised(
-            StoreAddress.parse(options.store),
-            options.component,
-            config.components,
-            _START_TIMEOUT_S,
-        )
-        train(rank, config, options.run)
+        with store_watched(f"{address.host}:{address.port}"):
+            rank = join_supervised(address, options.component, config.components, _START_TIMEOUT_S)
+            train(rank, config, options.run)
         return
-    rank = join(_START_TIMEOUT_S)
-    if options.composed:
-        train(rank, load(options.run / runfolder.CONFIG), options.run)
-        return
-    with ExitStack() as held:
+    with store_watched(None), ExitStack() as held:
+        rank = join(_START_TIMEOUT_S)
+        if options.composed:
+            train(rank, load(options.run / runfolder.CONFIG), options.run)
+            return
         agreed = _agree(rank, options.run, overrides, held)
         if agreed is not None:
             train(rank, agreed, _folder_of(agreed))

@@ -30,12 +30,13 @@ class Preprocessing:
         tokenizer = None if self.tokenizer is None else self.tokenizer.describe()
         return {"mean": self.mean, "std": self.std, "tokenizer": tokenizer}
 
-    def refuse_other(self, who: object, there: Mapping[str, Any]) -> None:
+    def refuse_other(self, who: object, there: Mapping[str, Any], or_else: str) -> None:
         """Refuse to read with this what was trained with another.
 
         Args:
             who: the checkpoint.
             there: its manifest, with what `describe` gave.
+            or_else: what to do where the file cannot be brought back.
 
         Raises:
             MachError: they differ; names both.
@@ -47,7 +48,7 @@ class Preprocessing:
             f"{who}: expected the data it was trained on, whose features have a mean of "
             f"{there['mean']:.6g} and a standard deviation of {there['std']:.6g}; got "
             f"{self.mean:.6g} and {self.std:.6g}: the data has changed since. Bring back the file, "
-            "or set data.path in the run's config.yaml to where it is."
+            f"or {or_else}."
         )
 
     def _near(self, mean: float, std: float) -> bool:

@@ -131,7 +131,8 @@ def check_data(found: checkpoint.Checkpoint, run_dir: Path, data: Preprocessing)
         MachError: the data is another; names both.
     """
     if found.is_of(run_dir):
-        data.refuse_other(found.path, found.manifest)
+        begin_anew = f"begin a new run from it: resume={run_dir} out=.."
+        data.refuse_other(found.path, found.manifest, begin_anew)
     else:
         refuse_other(found.path, data.tokenizer, found.manifest.get("tokenizer"))
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -31,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 """A companion gives up by itself; longer than this after that, and it is ended."""
+TEMPORARY = "mach-relay"
+"""How the name of a companion's temporary folder begins; its process id follows."""
 
 
 class Companion:
@@ -87,6 +91,7 @@ class Companion:
                 os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
         if code:
+            self._tidy()
             how = f"signal {-code}" if code < 0 else f"code {code}"
             _log.warning(
                 "%s: what reports it to wandb or TensorBoard ended with %s before it was done; the "
@@ -94,6 +99,13 @@ class Companion:
                 self._log,
                 how,
             )
+
+    def _tidy(self) -> None:
+        """Remove what it would have removed itself."""
+        with suppress(OSError):
+            temporary = Path(tempfile.gettempdir())
+            for folder in temporary.glob(f"{TEMPORARY}-{self._process.pid}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         # One that does not read, or is gone, is found in `close`.

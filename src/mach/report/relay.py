@@ -24,6 +24,7 @@ from typing import Any
 
 from mach.report.artifact import Artifact
 from mach.report.background import BackgroundSink
+from mach.report.companion import TEMPORARY
 from mach.report.jsonl import Follower
 from mach.report.tensorboard_sink import TensorBoardSink
 from mach.report.wandb_sink import WandbSink
@@ -48,7 +49,7 @@ def main() -> None:
     _step_back(start["cores"])
     timeout_s = start["timeout_s"]
     # wandb makes folders as it is imported, and removes them at an end that _leave spares.
-    tempfile.tempdir = tempfile.mkdtemp(prefix="mach-relay-")
+    tempfile.tempdir = tempfile.mkdtemp(prefix=f"{TEMPORARY}-{os.getpid()}-")
     sinks = [SINKS[name](**values, timeout_s=timeout_s) for name, values in start["sinks"].items()]
     follower = Follower(log, start["offset"], again=False)  # a next life has its own companion
     while not messages.over:
