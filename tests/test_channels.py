@@ -8,6 +8,7 @@ import torch
 from edges import CPU, DEADLINE_S, SHAPE, TRANSPORTS, abort, both_ends, payload, train
 from mach.channels import Bell, Edge, Header, Kind
 from mach.channels.base import frame_bytes
+from mach.channels.ncclpair import Operation, still_running
 from mach.errors import ChannelError, ChannelTimeoutError, PeerLostError
 from mach.shapes import TensorSpec
 from spawn import until
@@ -37,6 +38,30 @@ def test_payloads_arrive_in_order_bit_by_bit(channel, dtype):
             assert torch.equal(got.cpu(), payload(b, dtype=dtype))
         sending.result(20)
     close(sender, receiver)
+
+
+def test_of_an_edge_over_nccl_no_frame_is_told_before_an_older_one():
+    """Both may end between the look at the older and the look at the younger."""
+
+    class Ended:
+        """An operation that has ended at the `look`-th look; torch's cannot be told when to end."""
+
+        def __init__(self, look):
+            self.looks_left = look
+
+        def is_completed(self):
+            self.looks_left -= 1
+            return self.looks_left <= 0
+
+    told = []
+    running = [
+        Operation(pair, pytest.fail, lambda error, name=name: told.append(name), Ended(look))
+        for name, pair, look in (("a1", "a", 2), ("b1", "b", 1), ("a2", "a", 1), ("a3", "a", 1))
+    ]
+    running = still_running(running)
+    assert told == ["b1"]
+    assert still_running(running) == []
+    assert told == ["b1", "a1", "a2", "a3"]
 
 
 def close(sender, receiver):

@@ -152,7 +152,7 @@ class NcclSender(Sender):
                 self._changed.notify_all()
             self._on_change()
 
-        self._queue.submit(lambda: self._pair.send(used, event), done)
+        self._pair.send(used, event, done)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -282,7 +282,7 @@ class NcclReceiver(Receiver):
                 self._changed.notify_all()
             self._on_change()
 
-        self._queue.submit(lambda: self._pair.receive(used, slot.free), done)
+        self._pair.receive(used, slot.free, done)
 
     def _await(self, expected: Header) -> None:
         with self._changed:

@@ -36,13 +36,46 @@ def may_share_gpus() -> bool:
     return os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
 
 
+Done = Callable[[BaseException | None], None]
+"""Is told, on the NCCL thread, when an operation has ended: None, or what it failed with."""
+
+
 @dataclass
-class _Operation:
+class Operation:
     """One send or receive, from the request to its end."""
 
+    pair: object
+    """Whose it is. Of a pair they end in the order they were asked for."""
     issue: Callable[[], dist.Work]
-    done: Callable[[BaseException | None], None]
+    done: Done
     work: dist.Work | None = None
+
+    def has_ended(self) -> bool:
+        """Whether it has; then `done` has been told."""
+        assert self.work is not None
+        failed: BaseException | None = None
+        try:
+            if not self.work.is_completed():
+                return False
+        except RuntimeError as error:
+            failed = error
+        self.done(failed)
+        return True
+
+
+def still_running(operations: list[Operation]) -> list[Operation]:
+    """Those that have not ended, the oldest first.
+
+    Behind one of a pair that has not ended the next is not looked at: both may end between the two
+    looks, and the younger one's payload would be taken for the older one's.
+    """
+    left: list[Operation] = []
+    waiting: set[int] = set()
+    for operation in operations:
+        if id(operation.pair) in waiting or not operation.has_ended():
+            left.append(operation)
+            waiting.add(id(operation.pair))
+    return left
 
 
 class NcclQueue:
@@ -52,45 +85,32 @@ class NcclQueue:
         self.device = device
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._requests: SimpleQueue[_Operation] = SimpleQueue()
+        self._requests: SimpleQueue[Operation] = SimpleQueue()
         self._thread = Thread(target=self._run, name="nccl", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, issue: Callable[[], dist.Work], done: Callable[[BaseException | None], None]
-    ) -> None:
-        """Call `issue` on the NCCL thread, and `done` when what it started has ended or failed."""
-        self._requests.put(_Operation(issue, done))
+    def submit(self, operation: Operation) -> None:
+        """Issue it on the NCCL thread."""
+        self._requests.put(operation)
 
     def _run(self) -> None:
         torch.cuda.set_device(self.device)
-        running: list[_Operation] = []
+        running: list[Operation] = []
         while True:
             try:
                 request = self._requests.get(timeout=_POLL_S) if running else self._requests.get()
                 self._issue(request, running)
             except Empty:
                 pass
-            running = [operation for operation in running if not self._ended(operation)]
+            running = still_running(running)
 
     @staticmethod
-    def _issue(operation: _Operation, running: list[_Operation]) -> None:
+    def _issue(operation: Operation, running: list[Operation]) -> None:
         try:
             operation.work = operation.issue()
             running.append(operation)
         except RuntimeError as error:
             operation.done(error)
-
-    @staticmethod
-    def _ended(operation: _Operation) -> bool:
-        assert operation.work is not None
-        try:
-            if not operation.work.is_completed():
-                return False
-            operation.done(None)
-        except RuntimeError as error:
-            operation.done(error)
-        return True
 
 
 class NcclPair:
@@ -103,7 +123,7 @@ class NcclPair:
         options._timeout = timedelta(seconds=timeout_s)
         options.is_high_priority_stream = True
         options.config.max_ctas = 2  # a payload of megabytes needs no more; compute keeps its SMs
-        self._peer = 1 - rank
+        self._queue, self._peer = queue, 1 - rank
         self._stream = torch.cuda.Stream(queue.device)
         try:
             with torch.cuda.device(queue.device):
@@ -113,33 +133,46 @@ class NcclPair:
             raise ChannelError(f"{edge.name}: NCCL made no communicator: {error}") from error
         self._pg = cast(Pair, group)
         try:
-            self._warm_up(edge, queue, rank, timeout_s)
+            self._warm_up(edge, rank, timeout_s)
         except BaseException:  # nobody holds this pair yet
             self.abort()
             raise
 
-    def send(self, payload: Tensor, ready: torch.cuda.Event) -> dist.Work:
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            return self._pg.send([payload], self._peer, 0)
+    def send(self, payload: Tensor, ready: torch.cuda.Event, done: Done) -> None:
+        """Have it sent, once the event has come, and hear of the end. Returns at once."""
+        self._submit(self._pg.send, payload, ready, done)
 
-    def receive(self, payload: Tensor, free: torch.cuda.Event) -> dist.Work:
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(free)
-            return self._pg.recv([payload], self._peer, 0)
+    def receive(self, payload: Tensor, free: torch.cuda.Event, done: Done) -> None:
+        """Have it received into `payload`, likewise. The ends come in order."""
+        self._submit(self._pg.recv, payload, free, done)
 
     def abort(self) -> None:
         """End the kernels that wait for the other end, which may never come."""
         self._pg.abort()
 
-    def _warm_up(self, edge: Edge, queue: NcclQueue, rank: int, timeout_s: float) -> None:
+    def _submit(
+        self,
+        operation: Callable[[list[Tensor], int, int], dist.Work],
+        payload: Tensor,
+        after: torch.cuda.Event,
+        done: Done,
+    ) -> None:
+        def issue() -> dist.Work:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(after)
+                return operation([payload], self._peer, 0)
+
+        self._queue.submit(Operation(self, issue, done))
+
+    def _warm_up(self, edge: Edge, rank: int, timeout_s: float) -> None:
         """The first message connects the transport, which can take a second; do it now."""
-        byte = torch.zeros(1, dtype=torch.uint8, device=queue.device)
+        device = self._queue.device
+        byte = torch.zeros(1, dtype=torch.uint8, device=device)
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(queue.device))
+        event.record(torch.cuda.current_stream(device))
         answers: SimpleQueue[BaseException | None] = SimpleQueue()
-        operation = self.send if rank == SOURCE else self.receive
-        queue.submit(lambda: operation(byte, event), answers.put)
+        exchange = self.send if rank == SOURCE else self.receive
+        exchange(byte, event, answers.put)
         try:
             error = answers.get(timeout=timeout_s)
         except Empty:
