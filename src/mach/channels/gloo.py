@@ -94,6 +94,15 @@ class _Staging:
         return encoding.decode(wire)
 
 
+_TAKEN, _ARRIVED = (torch.full((1,), said, dtype=torch.uint8) for said in (0, 1))
+"""What a receipt says of the frame that came first, of those of which it was not said."""
+
+
+def _most_receipts(edge: Edge, of_arrivals: bool) -> int:
+    """How many may be under way."""
+    return edge.credits * (2 if of_arrivals else 1)
+
+
 class GlooSender(Sender):
     """Sending end: the training thread fills slots, the edge's thread sends them in order."""
 
@@ -104,7 +113,7 @@ class GlooSender(Sender):
         device: torch.device,
         timeout_s: float,
         start_s: float,
-        on_sent: Callable[[Header], None] = lambda header: None,
+        on_arrival: Callable[[Header], None] | None = None,
         on_error: Callable[[BaseException], None] = lambda error: None,
         on_change: Callable[[], None] | None = None,
         listen: str = LOOPBACK,
@@ -114,13 +123,13 @@ class GlooSender(Sender):
         Args:
             timeout_s: longest wait of `send` for a credit.
             start_s: longest wait for the other end to connect.
-            on_sent: the target took a frame in.
+            on_arrival: a frame has come at the other end, which was made to tell of it.
             on_error: the edge broke.
             on_change: a credit came back or the edge broke. Both ends have one, or neither.
             listen: address or interface of this machine to listen on.
         """
         super().__init__(edge)
-        self._timeout_s, self._on_sent = timeout_s, on_sent
+        self._timeout_s, self._on_arrival = timeout_s, on_arrival
         self._staging = _Staging(device)
         pair = connect_pair(edge, store, SOURCE, start_s, listen)
         self._wire = Wire(pair, SOURCE, on_error, on_change)
@@ -128,6 +137,8 @@ class GlooSender(Sender):
         self._free = deque(Slot(edge, self._staging.pinned) for _ in range(edge.credits))
         self._full: deque[tuple[Slot, torch.cuda.Event | None]] = deque()
         self._sent: deque[tuple[Slot, list[dist.Work]]] = deque()
+        self._coming: deque[Header] = deque()
+        """Of those sent, what has not arrived; where somebody wants to hear of that."""
         self._ended = False
         self._live = on_change is not None
         self._until_end = self._wire.start(f"send {edge.name}", self._run)
@@ -204,36 +215,49 @@ class GlooSender(Sender):
                 slot, event = self._full.popleft()
             if event is not None:
                 event.synchronize()
-            kind = slot.header.kind
+            header = slot.header
+            kind = header.kind
             works: list[dist.Work] = []
             self._sent.append((slot, works))  # first: the receipt may come before send() returns
+            if self._on_arrival is not None:
+                self._coming.append(header)
             for message in slot.used(kind, in_parts=self._live):
                 works.append(pair.send([message], TARGET, FRAMES))
             if not self._live:
                 works[-1].wait(FOREVER)
-                self._taken()
+                self._hear_taken()  # first: whom an arrival wakes looks for a free slot, too
+                self._hear_arrival()
 
     def _take_receipts(self) -> None:
-        """One receipt a frame; as many are waited for as frames may be under way."""
+        """As many are waited for as may come for the frames under way."""
         pair = self._wire.pair
-        receipt = torch.zeros(1, dtype=torch.uint8)
-        posted = deque(pair.recv([receipt], TARGET, RECEIPTS) for _ in range(self.edge.credits))
+        posted: deque[tuple[Tensor, dist.Work]] = deque()
+        for _ in range(_most_receipts(self.edge, self._on_arrival is not None)):
+            receipt = torch.zeros(1, dtype=torch.uint8)
+            posted.append((receipt, pair.recv([receipt], TARGET, RECEIPTS)))
         kind = Kind.TRAIN
         while kind is not Kind.END:
-            posted.popleft().wait(FOREVER)
-            kind = self._taken()
-            posted.append(pair.recv([receipt], TARGET, RECEIPTS))
+            receipt, work = posted.popleft()
+            work.wait(FOREVER)
+            if torch.equal(receipt, _ARRIVED):
+                self._hear_arrival()
+            else:
+                kind = self._hear_taken()
+            posted.append((receipt, pair.recv([receipt], TARGET, RECEIPTS)))
 
-    def _taken(self) -> Kind:
-        """The target has taken in the frame that was sent first: its slot is free again."""
+    def _hear_arrival(self) -> None:
+        if self._on_arrival is not None:
+            self._on_arrival(self._coming.popleft())
+
+    def _hear_taken(self) -> Kind:
+        """The frame that was sent first was taken out: its slot is free again."""
         slot, _ = self._sent.popleft()
-        header = slot.header
-        self._on_sent(header)
+        kind = slot.header.kind
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
         self._wire.hear()
-        return header.kind
+        return kind
 
     def _lost(self, header: Header) -> ChannelError:
         return PeerLostError(
@@ -256,7 +280,7 @@ class GlooReceiver(Receiver):
         on_error: Callable[[BaseException], None] = lambda error: None,
         on_change: Callable[[], None] | None = None,
         listen: str = LOOPBACK,
-        receipt_on_arrival: bool = False,
+        tells_arrival: bool = False,
     ) -> None:
         """The callbacks are called on a thread of the edge.
 
@@ -267,7 +291,7 @@ class GlooReceiver(Receiver):
             on_error: the edge broke.
             on_change: a frame has come or the edge broke. Both ends have one, or neither.
             listen: address or interface of this machine to listen on.
-            receipt_on_arrival: the source hears of a frame when it has come, not when it is taken.
+            tells_arrival: the source hears of a frame when it has come, too.
         """
         super().__init__(edge)
         self._timeout_s, self._on_arrival = timeout_s, on_arrival
@@ -280,9 +304,8 @@ class GlooReceiver(Receiver):
         self._newest: Header | None = None
         self._ended = False
         self._live = on_change is not None
-        self._receipt_on_arrival = receipt_on_arrival
-        self._receipt = torch.zeros(1, dtype=torch.uint8)
-        self._receipts: deque[dist.Work] = deque(maxlen=edge.credits)
+        self._tells_arrival = tells_arrival
+        self._receipts: deque[dist.Work] = deque(maxlen=_most_receipts(edge, tells_arrival))
         """Kept until they have arrived, as the frames do that needed them."""
         for _ in range(edge.credits):
             self._post(Slot(edge, self._staging.pinned))
@@ -309,8 +332,8 @@ class GlooReceiver(Receiver):
             is_last = self._ended and not self._arrived
         payload = self._staging.take(slot, self.edge.encoding(header.kind))
         self._post(slot)
-        if not self._receipt_on_arrival:
-            self._acknowledge(2 if is_last else 1)  # the end came, behind this one
+        for _ in range(2 if is_last else 1):  # the end came, behind this one
+            self._acknowledge(_TAKEN)
         self.bytes_received += self.edge.frame_bytes(header.kind)
         return header, payload
 
@@ -344,15 +367,13 @@ class GlooReceiver(Receiver):
         except RuntimeError as error:  # the neighbour has just gone
             self._wire.broke(error)
 
-    def _acknowledge(self, frames: int = 1) -> None:
-        """Give back the credits of so many frames, where the source waits for that."""
+    def _acknowledge(self, said: Tensor) -> None:
+        """Send a receipt, where the source waits for one."""
         if not self._live:
             return
         with self._changed, suppress(RuntimeError):  # the source is gone
             if self._wire.error is None:
-                for _ in range(frames):
-                    receipt = self._wire.pair.send([self._receipt], SOURCE, RECEIPTS)
-                    self._receipts.append(receipt)
+                self._receipts.append(self._wire.pair.send([said], SOURCE, RECEIPTS))
 
     def _await(self, expected: Header) -> None:
         with self._changed:
@@ -393,5 +414,7 @@ class GlooReceiver(Receiver):
                 self._changed.notify_all()
             self._on_arrival(header)
             self._wire.hear()
-            if is_taken or self._receipt_on_arrival:
-                self._acknowledge()
+            if self._tells_arrival:
+                self._acknowledge(_ARRIVED)
+            if is_taken:
+                self._acknowledge(_TAKEN)

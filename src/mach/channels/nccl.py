@@ -2,15 +2,16 @@
 
 A pending NCCL send or receive is a kernel that spins on the GPU until its peer arrives. So every
 edge has a control channel beside it, a gloo channel whose frames are headers alone. Its credits are
-the edge's credits, its end of stream and its errors the edge's. A header that was taken in means
-"my payload is ready and you have room": only then are send and receive issued, by
+the edge's credits, its end of stream and its errors the edge's. A header that has arrived means "my
+payload is ready and you have room": only then are send and receive issued, by
 mach.channels.ncclpair and at almost the same moment, so no kernel spins for long and no watchdog
-sees an old operation. It gives the credit back, too: frames that wait to be taken are W more.
+sees an old operation.
 
     # source                                    target
     # encode the payload into a slot, event e
-    # header -- control channel (gloo) -------> header taken in: a slot is free
-    # stream waits e; ncclSend(slot)            stream waits for the slot's last reader; ncclRecv
+    # header -- control channel (gloo) -------> header has arrived: a slot is free
+    # stream waits e; ncclSend(slot) <-receipt- stream waits for the slot's last reader; ncclRecv
+    # a credit is back <--------------receipt-- the payload was taken out
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ class NcclSender(Sender):
             self._pair,
             timeout_s,
             start_s,
-            on_sent=self._taken_in,
+            on_arrival=self._arrived,
             on_error=self._fail,
-            on_change=on_change,
+            on_change=on_change and self._hear,
             listen=listen,
         )
 
@@ -117,9 +118,7 @@ class NcclSender(Sender):
         event.record(torch.cuda.current_stream(self._queue.device))
         with self._changed:
             self._announced.append((slot, event))
-        waited = self._control.wait_s
         self._control.send(header, torch.empty(0))
-        self.wait_s += self._control.wait_s - waited
         self.bytes_sent += self.edge.frame_bytes(header.kind)
 
     def close(self) -> None:
@@ -136,8 +135,14 @@ class NcclSender(Sender):
         self._control.abort()
         self._pair.abort()
 
-    def _taken_in(self, header: Header) -> None:
-        """On the control channel's thread: the target has room, so its receive is about to run."""
+    def _hear(self) -> None:
+        """On a thread of the control channel: a credit came back or it broke."""
+        with self._changed:
+            self._changed.notify_all()
+        self._on_change()
+
+    def _arrived(self, header: Header) -> None:
+        """On such a thread, too: the target has room, so its receive is about to run."""
         if header.kind is Kind.END:
             return
         with self._changed:
@@ -164,7 +169,7 @@ class NcclSender(Sender):
         with self._changed:
             self.wait_s += wait_until(
                 self._changed,
-                lambda: bool(self._free) or self._error is not None,
+                self.ready,
                 self._timeout_s,
                 lambda: (
                     f"{self.edge.name} at {header}: component {self.edge.target} took none of "
@@ -225,7 +230,7 @@ class NcclReceiver(Receiver):
             on_error=self._fail,
             on_change=on_change,
             listen=listen,
-            receipt_on_arrival=True,  # of a header: the payload waits for it
+            tells_arrival=True,
         )
 
     @property
