@@ -136,13 +136,13 @@ class NcclSender(Sender):
         self._pair.abort()
 
     def _hear(self) -> None:
-        """On a thread of the control channel: a credit came back or it broke."""
+        """On a thread of the edge: a slot is free, a credit came back, or it broke."""
         with self._changed:
             self._changed.notify_all()
         self._on_change()
 
     def _arrived(self, header: Header) -> None:
-        """On such a thread, too: the target has room, so its receive is about to run."""
+        """On the control channel's thread: the target has room, so its receive is about to run."""
         if header.kind is Kind.END:
             return
         with self._changed:
@@ -154,16 +154,14 @@ class NcclSender(Sender):
                 self._fail(error)
             with self._changed:
                 self._free.append(slot)
-                self._changed.notify_all()
-            self._on_change()
+            self._hear()
 
         self._pair.send(used, event, done)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = self._error or error
-            self._changed.notify_all()
-        self._on_change()
+        self._hear()
 
     def _free_slot(self, header: Header) -> Tensor:
         with self._changed:
